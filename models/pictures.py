@@ -7,21 +7,17 @@ in training, in parity checks and in traffic. Pillow and numpy only: serving has
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 50_000_000  # about 7,000 x 7,000; 150 MB once decoded
 
-# The bound is ours (`max_pixels`, checked before any pixel is decoded); Pillow's own would warn first.
+# The bound is ours (`max_pixels`, checked before any pixel is decoded); Pillow's would warn first.
 Image.MAX_IMAGE_PIXELS = None
 
 
@@ -99,8 +95,8 @@ def decode(data: bytes, *, shorter_side_px: int, max_pixels: int = MAX_PIXELS) -
             width, height = image.size
             if width * height > max_pixels:
                 raise PictureTooLargeError(
-                    f"The picture has {width} x {height} pixels; at most {max_pixels} are accepted. "
-                    "Scale it down before sending it."
+                    f"The picture has {width} x {height} pixels; "
+                    f"at most {max_pixels} are accepted. Scale it down before sending it."
                 )
             scale = shorter_side_px / min(width, height)
             # Does nothing unless the file is a JPEG; never goes below the size asked for.
@@ -145,7 +141,7 @@ def stack(pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
-        # 16-bit grey (mode I;16, or I from older files): keep the high byte, where Pillow would clip.
+        # 16-bit grey (mode I;16, or I from older files): keep the high byte; Pillow would clip.
         high_byte = (np.asarray(image, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8)
         return Image.fromarray(high_byte).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
