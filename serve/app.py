@@ -1,0 +1,87 @@
+"""The Ray Serve application: one deployment that is ingress and replica in one process."""
+
+# No `from __future__ import annotations` here: Ray validates the arguments of `build_app` by its
+# annotation, and would skip that without a word if the annotation were text.
+
+import asyncio
+from typing import Any
+
+from ray import serve as ray_serve
+from ray.serve._private import replica
+from starlette.applications import Starlette
+
+from serve.cluster import APPLICATION, DEPLOYMENT, RayLink, conductor_of
+from serve.headlog import HeadLog
+from serve.http.routes import http_app
+from serve.replica import Replica
+from serve.runtime import LOOPBACK
+from serve.settings import ServeSettings
+
+# Ray's own queue is kept out of the way: the batcher refuses what it cannot take.
+MAX_ONGOING_REQUESTS = 4096
+
+
+class Predictor:
+    """One replica in a Ray actor.
+
+    Args:
+        settings: `ServeSettings` as JSON; the pods' variables have been read already.
+    """
+
+    async def __init__(self, settings: str) -> None:
+        checked = ServeSettings.model_validate_json(settings)
+        if checked.host in LOOPBACK:
+            _keep_grpc_on_loopback()
+        name = ray_serve.get_replica_context().replica_id.to_full_id_str()
+        self._link = RayLink(conductor_of(checked))
+        self._replica = await asyncio.to_thread(
+            Replica, name, HeadLog(checked.store), self._link, checked
+        )
+        # Ray sends traffic once this returns, so it returns once the conductor has said yes.
+        await asyncio.to_thread(self._replica.watcher.wait_admitted)
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        return http_app(self._replica, self._link)
+
+    def check_health(self) -> None:
+        """Called by Ray; an error here replaces the replica."""
+        if not self._replica.is_healthy:
+            raise RuntimeError("A thread of this replica has ended.")
+
+    def __del__(self) -> None:
+        # Set last in __init__, so it is missing if that failed.
+        if hasattr(self, "_replica"):
+            self._replica.close()
+
+
+def _keep_grpc_on_loopback() -> None:
+    """Bind the server for calls between deployments to loopback, where Ray binds every interface.
+
+    It takes pickled arguments from anyone who reaches it. Nothing here calls it, Ray 2.60 has no
+    setting for its address, and it starts after the replica is made.
+    """
+    bind = replica.add_port_to_grpc_server
+
+    def bind_to_loopback(server: Any, _: str) -> int:
+        return bind(server, "127.0.0.1:0")
+
+    replica.add_port_to_grpc_server = bind_to_loopback
+
+
+def build_app(settings: ServeSettings) -> ray_serve.Application:
+    """The application, as `serve.run` and a RayService's `import_path` take it."""
+    deployment = ray_serve.deployment(
+        name=DEPLOYMENT,
+        num_replicas=settings.replicas,
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        health_check_period_s=2,
+        health_check_timeout_s=10,
+        graceful_shutdown_timeout_s=10,
+        ray_actor_options={"num_cpus": 1},
+    )(ray_serve.ingress()(Predictor))
+    return deployment.bind(settings.model_dump_json())
+
+
+def run_app(settings: ServeSettings) -> None:
+    """Start the application in the Serve instance of this cluster; returns when it answers."""
+    ray_serve.run(build_app(settings), name=APPLICATION, route_prefix="/")

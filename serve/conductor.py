@@ -1,0 +1,338 @@
+"""Takes the fleet from one log version to the next, one swap at a time.
+
+It holds nothing that the head log does not: after a crash it puts an abort under the next free
+number, so that nothing an earlier conductor said can be decided any more, counts every live replica
+as a member, and goes on. The transitions are `protocol.py`'s; here they are driven: records are
+written, replicas told, the silent ones killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from datetime import UTC, datetime
+from typing import Protocol
+
+from serve import protocol
+from serve.headlog import HeadLog, StoreError
+from serve.messages import Change, Directive, Outcome, Poll, Refused, Swapped
+from serve.metrics import Report, fleet_text, merge
+from serve.proposal import propose
+from serve.protocol import Phase, ReplicaId
+from serve.record import LogView, Record, TrunkChange
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 1.0  # an unanswered poll comes back after this, so that silence means something
+JOIN_RETRY_S = 0.05
+PROBE_S = 0.1  # how often the members that are missing are looked for among the living
+SILENCE_S = 5.0  # a member that is alive but not heard of for so long is killed
+START_S = 60.0  # one that has never been heard of may still be starting
+ATTEMPTS = 3
+
+
+class Fleet(Protocol):
+    """The replica processes, as the runtime sees them."""
+
+    def living(self) -> frozenset[ReplicaId]:
+        """Every replica process that is not confirmed dead."""
+        ...
+
+    def kill(self, replica: ReplicaId) -> None:
+        """End a replica's process; `living` no longer names it once its death is confirmed."""
+        ...
+
+
+class SwapUndoneError(Exception):
+    """A swap was given up before its commit; everything is as it was."""
+
+    def __init__(self, reason: str, *, is_veto: bool) -> None:
+        super().__init__(reason)
+        self.is_veto = is_veto
+
+
+class Conductor:
+    """The one that writes to the log.
+
+    Args:
+        hold_s: The replicas' longest hold; the swap is given up a little earlier.
+        stage_s: Longest wait for all replicas to load a bundle.
+    """
+
+    def __init__(self, log: HeadLog, fleet: Fleet, *, hold_s: float, stage_s: float) -> None:
+        self._log, self._fleet = log, fleet
+        self._hold_s, self._stage_s = hold_s, stage_s
+        self._name = f"conductor-{secrets.token_hex(4)}"
+        self._view = self._fence(log.follow(LogView()))
+        self._state = protocol.restart(self._view.number, fleet.living())
+        self._record: Record | None = None
+        self._undone = 0
+        self._sequence = secrets.randbits(40)
+        self._vetoes: dict[ReplicaId, str] = {}
+        self._heard_at_s: dict[ReplicaId, float] = {}
+        self._started_at_s = time.monotonic()
+        self._metrics: dict[ReplicaId, Report] = {}
+        self._gone_metrics: Report = []
+        self._news = asyncio.Event()
+        self._acks = asyncio.Event()
+        self._one_at_a_time = asyncio.Lock()
+        self._under_way: dict[str, asyncio.Task[Outcome]] = {}
+
+    async def poll(self, poll: Poll) -> Directive:
+        """Take a replica's report; answer when there is news for it, or after a while."""
+        self._heard_at_s[poll.replica] = time.monotonic()
+        if poll.metrics is not None:
+            self._metrics[poll.replica] = poll.metrics
+        self._take_report(poll)
+        is_admitted = self._admit(poll)
+        if poll.heard == self._sequence:
+            patience_s = POLL_S if is_admitted else JOIN_RETRY_S
+            await _wait(self._news, patience_s)
+            is_admitted = is_admitted or self._admit(poll)
+        elif not is_admitted:
+            await asyncio.sleep(JOIN_RETRY_S)
+        return Directive(
+            self._sequence,
+            self._state.phase,
+            self._state.number,
+            self._record,
+            self._undone,
+            is_admitted,
+        )
+
+    async def change(self, change: Change) -> Outcome:
+        """Make a change live on every replica, or say why not. One key makes one change."""
+        if change.key not in self._under_way:
+            task = asyncio.ensure_future(self._change(change))
+            self._under_way[change.key] = task
+            task.add_done_callback(lambda _: self._under_way.pop(change.key, None))
+        # A pusher that goes away does not stop a swap half-way.
+        return await asyncio.shield(self._under_way[change.key])
+
+    async def install_trunk(self, trunk: TrunkChange) -> str:
+        """Make a trunk live in a log that has none yet.
+
+        Returns:
+            The digest of the trunk that the log names afterwards.
+        """
+        async with self._one_at_a_time:
+            if self._view.trunk is None:
+                record = self._draft(trunk=trunk, message="first trunk")
+                await self._swap(record)
+            assert self._view.trunk is not None
+            return self._view.trunk.trunk
+
+    async def metrics(self) -> bytes:
+        """Prometheus text of the whole fleet."""
+        self._forget_dead(await asyncio.to_thread(self._fleet.living))
+        versions = {task: history[-1].change.version for task, history in self._view.tasks.items()}
+        reports = [self._gone_metrics, *self._metrics.values()]
+        return fleet_text(reports, versions, len(self._state.members))
+
+    async def members(self) -> list[ReplicaId]:
+        """The replicas that answer."""
+        return sorted(self._state.members)
+
+    async def _change(self, change: Change) -> Outcome:
+        async with self._one_at_a_time:
+            failure = ""
+            for _ in range(ATTEMPTS):
+                proposed = propose(self._view, change)
+                if not isinstance(proposed, tuple):
+                    return proposed
+                record = self._draft(
+                    changes=proposed,
+                    idempotency_key=change.key,
+                    message=change.message,
+                    verdicts=change.verdicts,
+                )
+                try:
+                    return await self._swap(record)
+                except SwapUndoneError as error:
+                    logger.warning("swap %d was undone: %s", record.number, error)
+                    if error.is_veto:
+                        return Refused("gate", str(error))
+                    failure = str(error)
+            return Refused("unavailable", f"The swap was undone {ATTEMPTS} times: {failure}.")
+
+    async def _swap(self, record: Record) -> Swapped:
+        """Stage, hold, commit, flip.
+
+        Raises:
+            SwapUndoneError: given up, and an abort stands in the log.
+        """
+        self._state = protocol.begin(self._state, record.number)
+        self._record = record
+        self._vetoes.clear()
+        try:
+            began_s = time.monotonic()
+            await self._all_acknowledge(self._stage_s)
+            held_s = time.monotonic()
+            await self._all_acknowledge(self._hold_s * 0.8)
+        except SwapUndoneError:
+            await self._undo()
+            raise
+        await self._commit(record)
+        await self._all_flip()
+        self._record = None
+        self._tell()
+        change = record.changes[0] if record.changes else None
+        return Swapped(
+            change,
+            stage_ms=1000 * (held_s - began_s),
+            hold_ms=1000 * (time.monotonic() - held_s),
+            replicas=len(self._state.members),
+        )
+
+    async def _all_acknowledge(self, limit_s: float) -> None:
+        """Tell every member of this phase, wait until all acknowledge it, then go to the next.
+
+        Raises:
+            SwapUndoneError: a veto, or a member is too slow.
+        """
+        self._tell()
+        deadline_s = time.monotonic() + limit_s
+        phase = self._state.phase
+        while self._state.phase is phase:
+            self._state = protocol.advance(self._state)
+            if self._state.phase is not phase:
+                break
+            if self._vetoes:
+                replica, reason = next(iter(self._vetoes.items()))
+                raise SwapUndoneError(f"{reason} (says replica {replica})", is_veto=True)
+            if time.monotonic() > deadline_s:
+                slow = ", ".join(sorted(protocol.missing(self._state)))
+                raise SwapUndoneError(
+                    f"{slow} did not acknowledge {phase} within {limit_s:.2f} s", is_veto=False
+                )
+            await self._wait_for_acks()
+
+    async def _all_flip(self) -> None:
+        """The commit stands, so this only ends when every member has flipped or is dead."""
+        while self._state.phase is Phase.FLIP:
+            self._state = protocol.advance(self._state)
+            if self._state.phase is Phase.FLIP:
+                await self._wait_for_acks()
+
+    async def _wait_for_acks(self) -> None:
+        """Wait for the next report; when none comes, see who is missing because it is dead."""
+        if await _wait(self._acks, PROBE_S):
+            return
+        living = await asyncio.to_thread(self._fleet.living)
+        self._forget_dead(living)
+        for replica in protocol.missing(self._state) & living:
+            if self._is_silent(replica):
+                logger.error("replica %s is silent and is killed", replica)
+                await asyncio.to_thread(self._fleet.kill, replica)
+
+    async def _commit(self, record: Record) -> None:
+        """Write the record: this is the swap. Whatever stands under the number decides.
+
+        Raises:
+            SwapUndoneError: a replica whose hold ran out was first, with an abort.
+        """
+        standing = await self._put(record)
+        is_own = standing == record
+        self._view = await asyncio.to_thread(self._log.follow, self._view, until=record.number)
+        self._state = protocol.decided(self._state, is_own_commit=is_own)
+        if not is_own:
+            self._record, self._undone = None, record.number
+            self._tell()
+            raise SwapUndoneError(
+                f"{standing.writer} held its rows for too long and aborted", is_veto=False
+            )
+        self._tell()
+
+    async def _undo(self) -> None:
+        """Give up; failure is reported only once an abort stands under the number."""
+        self._state = protocol.give_up(self._state)
+        self._record = None
+        self._tell()
+        standing = await self._put(self._abort(self._view))
+        assert standing.kind == "abort"
+        self._view = await asyncio.to_thread(self._log.follow, self._view, until=standing.number)
+        self._state = protocol.decided(self._state, is_own_commit=False)
+        self._undone = standing.number
+        self._tell()
+
+    async def _put(self, record: Record) -> Record:
+        """Put until the store says what stands: a swap is never left half decided."""
+        while True:
+            try:
+                return await asyncio.to_thread(self._log.put_record, record)
+            except StoreError:
+                logger.exception("record %d cannot be written yet", record.number)
+
+    def _fence(self, view: LogView) -> LogView:
+        """Take the next free number with an abort, until one's own stands."""
+        while True:
+            abort = self._abort(view)
+            standing = self._log.put_record(abort)
+            view = self._log.follow(view)
+            if standing == abort:
+                return view
+
+    def _abort(self, view: LogView) -> Record:
+        return Record(
+            number=view.number + 1,
+            kind="abort",
+            previous=view.tip,
+            writer=self._name,
+            written_at=datetime.now(UTC).isoformat(),
+        )
+
+    def _draft(self, **fields: object) -> Record:
+        return self._abort(self._view).model_copy(update={"kind": "commit", **fields})
+
+    def _take_report(self, poll: Poll) -> None:
+        state = protocol.acknowledge(self._state, poll.replica, poll.ack)
+        is_veto = (
+            poll.veto_number == state.number
+            and state.phase is Phase.STAGE
+            and poll.replica in state.members
+        )
+        if is_veto:
+            self._vetoes[poll.replica] = poll.veto
+        if is_veto or state is not self._state:
+            self._state = state
+            self._acks.set()
+
+    def _admit(self, poll: Poll) -> bool:
+        if poll.is_joined and poll.replica in self._state.members:
+            return True
+        self._state, is_admitted = protocol.admit(
+            self._state, poll.replica, at=poll.at, live=self._view.live_number
+        )
+        return is_admitted
+
+    def _forget_dead(self, living: frozenset[ReplicaId]) -> None:
+        for replica in self._state.members.keys() - living:
+            logger.warning("replica %s is gone", replica)
+            self._state = protocol.drop(self._state, replica)
+            if replica in self._metrics:
+                gone = self._metrics.pop(replica)
+                self._gone_metrics = merge([self._gone_metrics, gone])
+
+    def _is_silent(self, replica: ReplicaId) -> bool:
+        now = time.monotonic()
+        if replica in self._heard_at_s:
+            return now - self._heard_at_s[replica] > SILENCE_S
+        return now - self._started_at_s > START_S
+
+    def _tell(self) -> None:
+        """Let every waiting poll come back with where things stand now."""
+        self._sequence += 1
+        self._news.set()
+        self._news.clear()
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> bool:
+    """Wait for an event, and reset it; False if it did not come."""
+    try:
+        await asyncio.wait_for(event.wait(), timeout_s)
+    except TimeoutError:
+        return False
+    event.clear()
+    return True

@@ -1,0 +1,191 @@
+"""What is live, its history, pushes and rollbacks.
+
+What is read here comes from the head log itself, so it is the fleet's and never goes back,
+whichever replica answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from export.bundle import CARD, Bundle, BundleError
+from serve.batcher import UnknownTaskError
+from serve.http.body import json_object, read_body
+from serve.http.problems import RequestError, problem_of_refusal
+from serve.link import Link, LinkError
+from serve.messages import Change, Outcome, Refused, Swapped
+from serve.record import LogView, TaskVersion, Verdict
+from serve.replica import Replica
+
+MAX_COMMAND_BYTES = 64 * 2**10
+CONDUCTOR_TRIES = 10
+CONDUCTOR_RETRY_S = 0.5
+
+
+class Admin:
+    """The administration routes of one replica."""
+
+    def __init__(self, replica: Replica, link: Link) -> None:
+        self._replica, self._link = replica, link
+
+    async def tasks(self, _: Request) -> Response:
+        """What is live."""
+        view = await self._history()
+        live = {task: history[-1] for task, history in sorted(view.tasks.items())}
+        return JSONResponse(
+            {
+                "trunk": view.trunk.trunk if view.trunk else None,
+                "log_number": view.number,
+                "tasks": [_shown(version) for version in live.values()],
+            }
+        )
+
+    async def task(self, request: Request) -> Response:
+        """What is live of one task."""
+        return JSONResponse(_shown((await self._versions(request))[-1]))
+
+    async def versions(self, request: Request) -> Response:
+        """Every version that the task ever had, oldest first."""
+        versions = await self._versions(request)
+        return JSONResponse({"versions": [_shown(version) for version in versions]})
+
+    async def card(self, request: Request) -> Response:
+        """The model card of the live bundle."""
+        live = (await self._versions(request))[-1]
+        bundle = await asyncio.to_thread(self._replica.log.get_bundle, live.change.bundle)
+        return Response(bundle.files[CARD], media_type="text/markdown")
+
+    async def push(self, request: Request) -> Response:
+        """Admit a bundle and make it live everywhere."""
+        data = await read_body(request, max_bytes=self._replica.settings.max_bundle_bytes)
+        if not data:
+            raise RequestError(400, "The body is empty; send a bundle as application/zip.")
+        try:
+            bundle = await asyncio.to_thread(Bundle.of_zip, data)
+        except BundleError as error:
+            verdict = Verdict(gate="bundle", passed=False, reason=str(error))
+            return problem_of_refusal(Refused("gate", str(error), (verdict,)))
+        verdicts = await asyncio.to_thread(self._replica.admit, bundle)
+        if not verdicts[-1].passed:
+            return problem_of_refusal(Refused("gate", verdicts[-1].reason, verdicts))
+        await asyncio.to_thread(self._replica.log.put_bundle, bundle)
+        return await self._answer(
+            Change(
+                _task(request),
+                _key(request),
+                bundle=bundle.digest,
+                labels=bundle.manifest.labels,
+                message=request.query_params.get("message", ""),
+                verdicts=verdicts,
+                allow_new_labels=_flag(request, "new_labels"),
+            )
+        )
+
+    async def rollback(self, request: Request) -> Response:
+        """Make an older bundle live again, as a new version."""
+        command = await json_object(request, max_bytes=MAX_COMMAND_BYTES)
+        if unknown := sorted(set(command) - {"to", "expected", "message"}):
+            raise RequestError(
+                400, f"Field {unknown[0]!r} is unknown; expected to, expected, message."
+            )
+        return await self._answer(
+            Change(
+                _task(request),
+                _key(request),
+                to=_version(command, "to"),
+                expected=_version(command, "expected"),
+                message=str(command.get("message", "")),
+            )
+        )
+
+    async def metrics(self, _: Request) -> Response:
+        """Prometheus text of the whole fleet."""
+        text = await self._link.metrics()
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def _answer(self, change: Change) -> Response:
+        outcome = await self._change(change)
+        if isinstance(outcome, Refused):
+            return problem_of_refusal(outcome)
+        return JSONResponse(_swapped(outcome))
+
+    async def _change(self, change: Change) -> Outcome:
+        """Ask the conductor; one that restarts is asked again, since a key changes things once."""
+        for attempt in range(CONDUCTOR_TRIES):
+            try:
+                return await self._link.change(change)
+            except LinkError:
+                if attempt == CONDUCTOR_TRIES - 1:
+                    raise
+                await asyncio.sleep(CONDUCTOR_RETRY_S)
+        raise AssertionError
+
+    async def _history(self) -> LogView:
+        return await asyncio.to_thread(self._replica.history)
+
+    async def _versions(self, request: Request) -> tuple[TaskVersion, ...]:
+        view, task = await self._history(), request.path_params["task"]
+        if task not in view.tasks:
+            raise UnknownTaskError(task, view.tasks)
+        return view.tasks[task]
+
+
+def _shown(version: TaskVersion) -> dict[str, object]:
+    change = version.change
+    return {
+        "task": change.task,
+        "version": change.version,
+        "action": change.action,
+        "bundle": change.bundle,
+        "labels": list(change.labels),
+        "rolled_back_to": change.rolled_back_to,
+        "record": version.number,
+        "written_at": version.written_at,
+        "message": version.message,
+        "idempotency_key": version.idempotency_key,
+        "gates": [verdict.model_dump() for verdict in version.verdicts],
+    }
+
+
+def _swapped(swapped: Swapped) -> dict[str, object]:
+    change = swapped.change
+    assert change is not None  # only a trunk has none
+    return {
+        "task": change.task,
+        "version": change.version,
+        "bundle": change.bundle,
+        "repeated": swapped.is_repeat,
+        "swap": {
+            "stage_ms": round(swapped.stage_ms, 3),
+            "hold_ms": round(swapped.hold_ms, 3),
+            "replicas": swapped.replicas,
+        },
+    }
+
+
+def _task(request: Request) -> str:
+    return request.path_params["task"]
+
+
+def _key(request: Request) -> str:
+    """What makes a repeated request one change: the client's key, else the proxy's request id."""
+    headers = request.headers
+    return headers.get("idempotency-key") or headers.get("x-request-id") or uuid.uuid4().hex
+
+
+def _flag(request: Request, name: str) -> bool:
+    value = request.query_params.get(name, "false")
+    if value not in {"true", "false"}:
+        raise RequestError(400, f"{name} is {value!r}; expected true or false.")
+    return value == "true"
+
+
+def _version(command: dict[str, object], field: str) -> int | None:
+    value = command.get(field)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise RequestError(400, f"{field} is {value!r}; expected a version, 1 or higher.")

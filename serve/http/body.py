@@ -1,0 +1,108 @@
+"""Request bodies, bounded while they arrive, and the pictures in them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import AsyncGenerator
+
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from serve.http.problems import RequestError
+
+FIELD = "image"
+
+
+async def read_body(request: Request, *, max_bytes: int) -> bytes:
+    """The whole body; it is cut off at the limit, whatever length was announced.
+
+    Raises:
+        RequestError: more than `max_bytes`.
+    """
+    announced = request.headers.get("content-length", "0")
+    chunks: list[bytes] = []
+    size_bytes = 0
+    if announced.isdigit() and int(announced) <= max_bytes:
+        async for chunk in request.stream():
+            size_bytes += len(chunk)
+            if size_bytes > max_bytes:
+                break
+            chunks.append(chunk)
+        else:
+            return b"".join(chunks)
+    raise RequestError(413, f"The body is larger than {max_bytes} bytes, the most accepted here.")
+
+
+async def pictures_in(request: Request, body: bytes, *, max_pictures: int) -> list[bytes]:
+    """The encoded pictures of a request: the body itself, multipart fields, or base64 in JSON.
+
+    Raises:
+        RequestError: empty, malformed, or too many pictures.
+    """
+    if not body:
+        raise RequestError(400, "The body is empty; send a JPEG, PNG or WebP as the body.")
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type == "multipart/form-data":
+        pictures = await _multipart(request, body, max_pictures)
+    elif content_type == "application/json":
+        pictures = [_from_json(body)]
+    else:
+        pictures = [body]
+    return pictures
+
+
+async def json_object(request: Request, *, max_bytes: int) -> dict[str, object]:
+    """A small JSON object; an empty body is an empty object.
+
+    Raises:
+        RequestError: not a JSON object, or too large.
+    """
+    body = await read_body(request, max_bytes=max_bytes)
+    value = _parse(body or b"{}")
+    if not isinstance(value, dict):
+        raise RequestError(400, f"The body is a JSON {type(value).__name__}; expected an object.")
+    return value
+
+
+async def _multipart(request: Request, body: bytes, max_pictures: int) -> list[bytes]:
+    async def stream() -> AsyncGenerator[bytes]:
+        yield body
+
+    parser = MultiPartParser(
+        request.headers, stream(), max_files=max_pictures, max_fields=max_pictures
+    )
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError) as error:
+        raise RequestError(400, f"The multipart body cannot be read: {error}.") from error
+    try:
+        parts = form.getlist(FIELD)
+        if not parts:
+            raise RequestError(400, f"The multipart body has no field named {FIELD!r}.")
+        if others := sorted(set(form) - {FIELD}):
+            raise RequestError(400, f"Field {others[0]!r} is unknown; send pictures as {FIELD!r}.")
+        return [
+            await part.read() if isinstance(part, UploadFile) else part.encode() for part in parts
+        ]
+    finally:
+        await form.close()
+
+
+def _from_json(body: bytes) -> bytes:
+    value = _parse(body)
+    if not isinstance(value, dict) or set(value) != {FIELD} or not isinstance(value[FIELD], str):
+        raise RequestError(400, f'The JSON body must be {{"{FIELD}": "<base64>"}}.')
+    try:
+        return base64.b64decode(value[FIELD], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RequestError(400, f"The field {FIELD!r} is not base64: {error}.") from error
+
+
+def _parse(body: bytes) -> object:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(400, f"The body is not JSON: {error}.") from error

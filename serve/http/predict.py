@@ -1,0 +1,108 @@
+"""`POST /predict/{task}` and `POST /predict?tasks=a,b`: pictures in, labels out."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from serve.batcher import Answer, Job
+from serve.http.body import pictures_in, read_body
+from serve.http.problems import RequestError
+from serve.replica import Replica
+
+
+class Predict:
+    """The prediction routes of one replica."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+
+    async def one_task(self, request: Request) -> Response:
+        """Ask one task of every picture in the body."""
+        top = _top(request)
+        answers = await self._ask(request, (request.path_params["task"],))
+        results = [_result(picture[0], top) for picture in answers]
+        live = answers[0][0].live
+        headers = {
+            "x-headstock-version": str(live.version),
+            "x-headstock-bundle": live.bundle,
+        }
+        return JSONResponse(
+            results[0] if len(results) == 1 else {"results": results}, headers=headers
+        )
+
+    async def many_tasks(self, request: Request) -> Response:
+        """Ask several tasks, all answered from one snapshot of versions."""
+        top = _top(request)
+        answers = await self._ask(request, _tasks(request))
+        if len(answers) == 1:
+            return JSONResponse({"results": [_result(answer, top) for answer in answers[0]]})
+        return JSONResponse(
+            {
+                "results": [
+                    {"picture": number, **_result(answer, top)}
+                    for number, picture in enumerate(answers)
+                    for answer in picture
+                ]
+            }
+        )
+
+    async def _ask(self, request: Request, tasks: tuple[str, ...] | None) -> list[list[Answer]]:
+        replica, settings = self._replica, self._replica.settings
+        body = await read_body(request, max_bytes=settings.max_body_bytes)
+        pictures = await pictures_in(request, body, max_pictures=settings.max_pictures)
+        loop = asyncio.get_running_loop()
+        decoded = await asyncio.gather(
+            *(loop.run_in_executor(replica.decoders, replica.decode, data) for data in pictures)
+        )
+        answered = asyncio.wrap_future(replica.batcher.submit(Job(decoded, tasks)))
+        try:
+            # A caller that goes away cancels this, and with it the rows that have not started.
+            return await asyncio.wait_for(answered, settings.request_timeout_s)
+        except TimeoutError:
+            raise TimeoutError(
+                f"No answer within {settings.request_timeout_s} s; try again later."
+            ) from None
+
+
+def _tasks(request: Request) -> tuple[str, ...] | None:
+    """The tasks of the query, or None for `*`."""
+    value = request.query_params.get("tasks", "")
+    names = tuple(name for name in value.split(",") if name)
+    if not names:
+        raise RequestError(
+            400, "Name the tasks: POST /predict/{task}, /predict?tasks=a,b or /predict?tasks=*."
+        )
+    if len(set(names)) != len(names):
+        raise RequestError(400, f"A task is named twice in tasks={value}.")
+    return None if names == ("*",) else names
+
+
+def _top(request: Request) -> int | None:
+    value = request.query_params.get("top")
+    if value is None:
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise RequestError(400, f"top is {value!r}; expected a whole number of at least 1.")
+    return int(value)
+
+
+def _result(answer: Answer, top: int | None) -> dict[str, object]:
+    live, labels = answer.live, answer.live.head.labels
+    scores = answer.scores.tolist()
+    best = int(np.argmax(answer.scores))
+    shown = range(len(labels))
+    if top is not None:
+        # A stable sort, so that equal scores come in the order of the labels.
+        shown = np.argsort(-answer.scores, kind="stable")[:top].tolist()
+    return {
+        "task": live.task,
+        "version": live.version,
+        "bundle": live.bundle,
+        "label": labels[best],
+        "score": scores[best],
+        "scores": {labels[place]: scores[place] for place in shown},
+    }

@@ -1,0 +1,76 @@
+"""What a caller is told when there is no answer: problem details (RFC 9457).
+
+The one place where an error of ours becomes a status code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from starlette.responses import JSONResponse
+
+from export.bundle import BundleError
+from models.pictures import PictureError, PictureTooLargeError
+from serve.batcher import OverloadedError, UndecidedError, UnknownTaskError
+from serve.headlog import StoreError
+from serve.link import LinkError
+from serve.messages import Refused
+
+RETRY_AFTER_S = 1
+TITLES = {
+    400: "Malformed request",
+    404: "Not found",
+    405: "Method not allowed",
+    408: "The answer took too long",
+    409: "Conflict",
+    413: "Too large",
+    415: "Not an accepted picture",
+    422: "Refused by a gate",
+    500: "Internal error",
+    503: "Not available now",
+}
+STATUS_OF_ERROR: Mapping[type[Exception], int] = {
+    UnknownTaskError: 404,
+    PictureTooLargeError: 413,
+    PictureError: 415,
+    BundleError: 422,
+    OverloadedError: 503,
+    UndecidedError: 503,
+    LinkError: 503,
+    StoreError: 503,
+    TimeoutError: 408,
+}
+STATUS_OF_REFUSAL = {"conflict": 409, "gate": 422, "unknown": 404, "unavailable": 503}
+
+
+class RequestError(Exception):
+    """The request itself is wrong; `status` says how."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+
+
+def problem_of(error: Exception) -> JSONResponse:
+    """The answer to an error; one that we did not foresee says nothing of our insides."""
+    if isinstance(error, RequestError):
+        return problem(error.status, str(error))
+    for kind, status in STATUS_OF_ERROR.items():
+        if isinstance(error, kind):
+            return problem(status, str(error) or TITLES[status])
+    return problem(500, "The service failed to answer; its log has the reason.")
+
+
+def problem_of_refusal(refused: Refused) -> JSONResponse:
+    """The answer to a change that was not made, with each gate's verdict."""
+    verdicts = [verdict.model_dump() for verdict in refused.verdicts]
+    return problem(
+        STATUS_OF_REFUSAL[refused.kind], refused.reason, **({"gates": verdicts} if verdicts else {})
+    )
+
+
+def problem(status: int, detail: str, **more: object) -> JSONResponse:
+    """`application/problem+json` with what was wrong and what was expected."""
+    body = {"type": "about:blank", "title": TITLES[status], "status": status, "detail": detail}
+    headers = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else {}  # noqa: PLR2004
+    return JSONResponse({**body, **more}, status, headers, media_type="application/problem+json")

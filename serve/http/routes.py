@@ -1,0 +1,80 @@
+"""All routes of the service as one ASGI application, and what every answer has in common."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from serve.http.admin import Admin
+from serve.http.predict import Predict
+from serve.http.problems import problem, problem_of
+from serve.link import Link
+from serve.replica import Replica
+
+logger = logging.getLogger(__name__)
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def http_app(replica: Replica, link: Link) -> Starlette:
+    """The service of one replica over HTTP."""
+    predict, admin = Predict(replica), Admin(replica, link)
+
+    async def live(_: Request) -> Response:
+        return Response(status_code=200 if replica.is_healthy else 503)
+
+    async def ready(_: Request) -> Response:
+        is_ready = replica.is_healthy and replica.watcher.is_admitted
+        return Response(status_code=200 if is_ready else 503)
+
+    def route(method: str, path: str, endpoint: Endpoint) -> Route:
+        return Route(path, _measured(replica, path, endpoint), methods=[method])
+
+    return Starlette(
+        routes=[
+            route("POST", "/predict/{task}", predict.one_task),
+            route("POST", "/predict", predict.many_tasks),
+            route("GET", "/tasks", admin.tasks),
+            route("GET", "/tasks/{task}", admin.task),
+            route("GET", "/tasks/{task}/versions", admin.versions),
+            route("GET", "/tasks/{task}/card", admin.card),
+            route("POST", "/tasks/{task}/versions", admin.push),
+            route("POST", "/tasks/{task}/rollback", admin.rollback),
+            route("GET", "/metrics", admin.metrics),
+            route("GET", "/v2/health/live", live),
+            route("GET", "/v2/health/ready", ready),
+        ],
+        exception_handlers={HTTPException: _no_route},
+    )
+
+
+def _measured(replica: Replica, path: str, endpoint: Endpoint) -> Endpoint:
+    """Count and time every answer, and turn errors into problems."""
+
+    async def answer(request: Request) -> Response:
+        began_s = time.monotonic()
+        try:
+            response = await endpoint(request)
+        except Exception as error:
+            response = problem_of(error)
+            if response.status_code >= 500:  # noqa: PLR2004
+                logger.exception("%s %s failed", request.method, path)
+        replica.metrics.requests.labels(path, response.status_code).inc()
+        replica.metrics.request_seconds.observe(time.monotonic() - began_s)
+        return response
+
+    return answer
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:  # noqa: PLR2004
+        return problem(405, f"{request.url.path} does not take {request.method}.")
+    return problem(404, f"There is nothing at {request.url.path}.")

@@ -1,0 +1,40 @@
+"""How a replica reaches the conductor, whatever carries the messages."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from serve.messages import Change, Directive, Outcome, Poll
+
+
+class LinkError(Exception):
+    """The conductor cannot be reached now."""
+
+
+class Link(Protocol):
+    """The conductor, from afar: blocking for the watcher's thread, awaitable for requests."""
+
+    def poll(self, poll: Poll, timeout_s: float) -> Directive:
+        """Report and ask; the answer comes when there is news, or after a while.
+
+        Raises:
+            LinkError: no answer within `timeout_s`, or no conductor.
+        """
+        ...
+
+    async def change(self, change: Change) -> Outcome:
+        """Ask for a change.
+
+        Raises:
+            LinkError: no conductor; whether the change was made is not known, so ask again with
+                the same key.
+        """
+        ...
+
+    async def metrics(self) -> bytes:
+        """The fleet's metrics as Prometheus text.
+
+        Raises:
+            LinkError: no conductor.
+        """
+        ...

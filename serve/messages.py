@@ -1,0 +1,99 @@
+"""What conductor, replicas and pushers say to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from serve.metrics import Report
+from serve.protocol import NO_ACK, Ack, Phase, ReplicaId
+from serve.record import Record, TaskChange, Verdict
+
+
+@dataclass(frozen=True)
+class Poll:
+    """A replica's standing question, and all that the conductor knows of it.
+
+    Args:
+        at: Number of the commit that its pointers follow.
+        is_joined: Whether it was told that it may answer.
+        veto: Why it cannot stage swap `veto_number`, if it cannot.
+        heard: Sequence of the last directive it obeyed.
+    """
+
+    replica: ReplicaId
+    at: int
+    is_joined: bool
+    ack: Ack = NO_ACK
+    veto_number: int = 0
+    veto: str = ""
+    heard: int = 0
+    metrics: Report | None = None
+
+
+@dataclass(frozen=True)
+class Directive:
+    """Where the swap in progress stands; the conductor's answer to a poll.
+
+    Args:
+        sequence: Grows by one with every change, within one conductor's life.
+        record: The proposal while staging, the record read back while flipping.
+        undone: Number of a swap that was given up and whose abort stands, or 0.
+        is_admitted: Whether the replica that asked may answer.
+    """
+
+    sequence: int
+    phase: Phase
+    number: int
+    record: Record | None
+    undone: int
+    is_admitted: bool
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a pusher asks for.
+
+    Args:
+        bundle: Digest of a bundle that is in the store and passed the gates; None for a rollback.
+        to: The version to roll back to; None: the bundle that was live before.
+        expected: Refuse unless this is the live version.
+        key: Idempotency key: the same key makes the same change only once.
+        allow_new_labels: Whether the pusher declared that the labels change.
+    """
+
+    task: str
+    key: str
+    bundle: str | None = None
+    labels: tuple[str, ...] = ()
+    to: int | None = None
+    expected: int | None = None
+    message: str = ""
+    verdicts: tuple[Verdict, ...] = ()
+    allow_new_labels: bool = False
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """A change that is live everywhere; `change` is None for a trunk."""
+
+    change: TaskChange | None
+    stage_ms: float
+    hold_ms: float
+    replicas: int
+    is_repeat: bool = False
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A change that was not made.
+
+    Args:
+        kind: "conflict" (409), "gate" (422), "unknown" (404) or "unavailable" (503).
+    """
+
+    kind: str
+    reason: str
+    verdicts: tuple[Verdict, ...] = field(default=())
+
+
+Outcome = Swapped | Refused

@@ -1,0 +1,135 @@
+"""What a replica counts, and how the counts of many become the fleet's.
+
+A caller reaches one random replica, so `/metrics` is answered from the sum over all of them: every
+replica reports its samples to the conductor, which keeps those of replicas that are gone, so that
+no counter goes back when one of them stops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+class Metrics:
+    """The counters of one replica."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "headstock_requests",
+            "Answered HTTP requests by route and status.",
+            ["route", "status"],
+            registry=self.registry,
+        )
+        self.request_seconds = self._histogram(
+            "headstock_request_seconds", "From the request's arrival to its answer."
+        )
+        self.decode_seconds = self._histogram(
+            "headstock_decode_seconds", "Decoding one request's pictures."
+        )
+        self.queue_seconds = self._histogram(
+            "headstock_queue_seconds", "From the queue's entry to the start of the batch."
+        )
+        self.run_seconds = self._histogram(
+            "headstock_run_seconds", "One batch through the trunk and its heads."
+        )
+        self.batch_pictures = Histogram(
+            "headstock_batch_pictures",
+            "Pictures in a batch.",
+            buckets=(1, 2, 4, 8, 16, 32),
+            registry=self.registry,
+        )
+        self.hold_seconds = self._histogram(
+            "headstock_hold_seconds", "How long a swap held the rows of its task here."
+        )
+
+    def report(self) -> Report:
+        """All samples, in a form that travels."""
+        return [
+            Family(
+                metric.name,
+                metric.documentation,
+                metric.type,
+                [(s.name, tuple(sorted(s.labels.items())), s.value) for s in metric.samples],
+            )
+            for metric in self.registry.collect()
+        ]
+
+    def _histogram(self, name: str, documentation: str) -> Histogram:
+        return Histogram(name, documentation, buckets=LATENCY_BUCKETS_S, registry=self.registry)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One metric with its samples: (name, labels, value)."""
+
+    name: str
+    documentation: str
+    type: str
+    samples: list[tuple[str, tuple[tuple[str, str], ...], float]]
+
+
+Report = list[Family]
+
+
+def fleet_text(reports: Iterable[Report], live_versions: Mapping[str, int], replicas: int) -> bytes:
+    """The Prometheus text of the whole fleet.
+
+    Args:
+        reports: The last report of every replica that ever was.
+        live_versions: Task -> its live version.
+        replicas: Replicas that answer now.
+    """
+    registry = CollectorRegistry()
+    registry.register(_Fleet(merge(reports)))
+    versions = Gauge(
+        "headstock_live_version",
+        "The version that each task answers with.",
+        ["task"],
+        registry=registry,
+    )
+    for task, version in live_versions.items():
+        versions.labels(task).set(version)
+    Gauge("headstock_replicas", "Replicas that answer.", registry=registry).set(replicas)
+    return generate_latest(registry)
+
+
+def merge(reports: Iterable[Report]) -> Report:
+    """Several reports as one: samples of the same name and labels add up."""
+    families: dict[str, Family] = {}
+    sums: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
+    for family in (family for report in reports for family in report):
+        families[family.name] = family
+        mine = sums.setdefault(family.name, {})
+        for name, labels, value in family.samples:
+            # When a counter was made is each process's own affair.
+            if not name.endswith("_created"):
+                mine[name, labels] = mine.get((name, labels), 0.0) + value
+    return [
+        replace(
+            family,
+            samples=[(sample, labels, value) for (sample, labels), value in sums[name].items()],
+        )
+        for name, family in families.items()
+    ]
+
+
+class _Fleet(Collector):
+    """Merged samples, as the Prometheus client wants to collect them."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._report:
+            metric = Metric(family.name, family.documentation, family.type)
+            for name, labels, value in family.samples:
+                metric.add_sample(name, dict(labels), value)
+            yield metric

@@ -1,0 +1,157 @@
+"""What the head log says: the records, and the state that they fold to.
+
+Pure: where records are kept is `headlog.py`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from export.bundle import Digest, TaskName, digest_of
+
+ORIGIN: Digest = digest_of(b"")  # what the first record names as the one before it
+
+
+class HeadLogError(Exception):
+    """The head log contradicts itself: a record is missing, edited or out of order."""
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Verdict(_Entry):
+    """What one admission gate said."""
+
+    gate: str
+    passed: bool
+    reason: str
+
+
+class TaskChange(_Entry):
+    """A task's next version."""
+
+    task: TaskName
+    version: Annotated[int, Field(ge=1)]
+    action: Literal["push", "rollback"]
+    bundle: Digest
+    labels: tuple[str, ...]
+    rolled_back_to: int | None = None
+
+
+class TrunkChange(_Entry):
+    """The trunk that every head of this log fits."""
+
+    trunk: Digest
+    manifest: Digest = Field(description="digest of the blob that holds trunk.json")
+
+
+class Record(_Entry):
+    """One immutable step of the log. An abort uses up its number and changes nothing."""
+
+    schema_version: Literal[1] = 1
+    number: Annotated[int, Field(ge=1)]
+    kind: Literal["commit", "abort"]
+    previous: Digest = Field(description="digest of the record before; of nothing for the first")
+    writer: str
+    written_at: str = Field(description="UTC, ISO 8601; for people, nothing is decided by it")
+    changes: tuple[TaskChange, ...] = ()
+    trunk: TrunkChange | None = None
+    idempotency_key: str = ""
+    message: str = ""
+    verdicts: tuple[Verdict, ...] = ()
+
+    def to_bytes(self) -> bytes:
+        """The bytes that are stored and that the next record's `previous` is the digest of."""
+        return self.model_dump_json(exclude_defaults=True).encode()
+
+    @property
+    def digest(self) -> Digest:
+        """Digest of the stored bytes."""
+        return digest_of(self.to_bytes())
+
+
+@dataclass(frozen=True, slots=True)
+class TaskVersion:
+    """One state that a task was in, and the record that made it so."""
+
+    change: TaskChange
+    number: int
+    written_at: str
+    message: str
+    idempotency_key: str
+    verdicts: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LogView:
+    """Everything that the log says up to record `number`.
+
+    Args:
+        number: The last record folded, 0 for an empty log.
+        tip: Digest of that record.
+        live_number: The last record that is a commit, 0 if there is none.
+        tasks: Versions of each task, oldest first; the last is live.
+        keys: Number of the commit that each idempotency key made.
+    """
+
+    number: int = 0
+    tip: Digest = ORIGIN
+    live_number: int = 0
+    trunk: TrunkChange | None = None
+    tasks: Mapping[str, tuple[TaskVersion, ...]] = field(default_factory=dict)
+    keys: Mapping[str, int] = field(default_factory=dict)
+
+    def live(self, task: str) -> TaskVersion | None:
+        """The live version of a task, or None if it was never pushed."""
+        return self.tasks[task][-1] if task in self.tasks else None
+
+    def made_by(self, key: str) -> TaskVersion | None:
+        """The version that an idempotency key made, or None."""
+        number = self.keys.get(key)
+        versions = (version for history in self.tasks.values() for version in history)
+        return next((v for v in versions if v.number == number), None) if number else None
+
+
+def fold(view: LogView, records: Iterable[Record]) -> LogView:
+    """The state after these records, which must follow the view one by one.
+
+    Raises:
+        HeadLogError: a number is skipped or repeated, or a record does not name its predecessor.
+    """
+    number, tip, live_number, trunk = view.number, view.tip, view.live_number, view.trunk
+    tasks, keys = dict(view.tasks), dict(view.keys)
+    for record in records:
+        if record.number != number + 1:
+            raise HeadLogError(
+                f"Record {record.number} follows record {number}; expected {number + 1}."
+            )
+        if record.previous != tip:
+            raise HeadLogError(
+                f"Record {record.number} names {record.previous} as the one before it, but record "
+                f"{number} is {tip}: one of the two was edited or replaced."
+            )
+        number, tip = record.number, record.digest
+        if record.kind == "abort":
+            continue
+        live_number, trunk = number, record.trunk or trunk
+        for change in record.changes:
+            tasks[change.task] = (*tasks.get(change.task, ()), _version(record, change))
+        if record.idempotency_key:
+            keys[record.idempotency_key] = number
+    return LogView(number, tip, live_number, trunk, tasks, keys)
+
+
+def _version(record: Record, change: TaskChange) -> TaskVersion:
+    return TaskVersion(
+        change,
+        record.number,
+        record.written_at,
+        record.message,
+        record.idempotency_key,
+        record.verdicts,
+    )

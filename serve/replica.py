@@ -1,0 +1,154 @@
+"""One replica: the engine, its batcher and its watcher, started in the order that is safe.
+
+Knows neither HTTP nor Ray: a replica can be run in a test, or in a program of one's own.
+"""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.bundle import TRUNK_GRAPH, Bundle, Digest, read_trunk_manifest
+from models.pictures import load_picture
+from serve import gates
+from serve.batcher import Batcher
+from serve.engine import Engine, LiveHead, Snapshot
+from serve.headlog import HeadLog, StoreError
+from serve.link import Link
+from serve.metrics import Metrics
+from serve.record import LogView, TaskChange, TrunkChange
+from serve.settings import ServeSettings
+from serve.watcher import StageError, Watcher
+
+logger = logging.getLogger(__name__)
+
+
+class NoTrunkError(Exception):
+    """The head log names no trunk yet, so nothing can be served."""
+
+
+class Replica:
+    """Everything that answers in one process.
+
+    Args:
+        name: Unique to this process; a restarted one has another.
+
+    Raises:
+        NoTrunkError: the log has no trunk.
+        StoreError: the log or what it names cannot be read.
+    """
+
+    def __init__(self, name: str, log: HeadLog, link: Link, settings: ServeSettings) -> None:
+        self.log, self.settings, self.metrics = log, settings, Metrics()
+        view = log.follow(LogView())
+        if view.trunk is None:
+            raise NoTrunkError(f"The store {log.url} has no trunk; start with --trunk FOLDER.")
+        self.engine = load_engine(log, view.trunk)
+        self.batcher = Batcher(
+            self.engine,
+            Snapshot(view.live_number, {h.task: h for h in self._load_all(view)}),
+            self.metrics,
+            max_pictures=settings.max_batch_pictures,
+            max_queued=settings.max_queued,
+        )
+        self.decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._history = view
+        self.watcher = Watcher(
+            name,
+            log,
+            view,
+            link,
+            self.batcher,
+            self.load,
+            metrics=self.metrics,
+            hold_s=settings.swap_hold_s,
+        )
+        self.watcher.start()
+
+    def history(self) -> LogView:
+        """What the log says now, read anew: never older than any answer given anywhere.
+
+        Raises:
+            StoreError: the log cannot be read.
+        """
+        self._history = self.log.follow(self._history)
+        return self._history
+
+    def decode(self, data: bytes) -> NDArray[np.uint8]:
+        """A picture as the trunk takes it, uint8 [size, size, 3].
+
+        Raises:
+            PictureError: not a picture, damaged, or too large.
+        """
+        with self.metrics.decode_seconds.time():
+            return load_picture(
+                data,
+                self.engine.manifest.preprocessing,
+                max_pixels=self.settings.max_picture_pixels,
+            )
+
+    def load(self, change: TaskChange) -> LiveHead:
+        """Fetch a change's bundle, run the gates on it here, load its head.
+
+        Raises:
+            StageError: a gate said no.
+            StoreError: the bundle cannot be read.
+        """
+        bundle = self.log.get_bundle(change.bundle)
+        refused = [verdict for verdict in self.admit(bundle) if not verdict.passed]
+        if refused:
+            raise StageError(refused[0].reason)
+        return _live(change, bundle)
+
+    def admit(self, bundle: Bundle) -> tuple[gates.Verdict, ...]:
+        """The verdicts of the gates, as seen from this replica."""
+        return gates.admit(bundle, self.engine, max_head_bytes=self.settings.max_head_bytes)
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether its threads live; a replica that is not is replaced."""
+        return self.batcher.is_alive and self.watcher.is_alive
+
+    def close(self) -> None:
+        """Finish what waits, then stop."""
+        self.watcher.stop()
+        self.batcher.close()
+        self.decoders.shutdown(wait=False)
+
+    def _load_all(self, view: LogView) -> list[LiveHead]:
+        """The live heads. They passed every gate when they were pushed, and are not asked again."""
+        changes = [history[-1].change for history in view.tasks.values()]
+        with ThreadPoolExecutor(8) as pool:
+            bundles = pool.map(self.log.get_bundle, [change.bundle for change in changes])
+            return [_live(c, bundle) for c, bundle in zip(changes, bundles, strict=True)]
+
+
+def store_trunk(log: HeadLog, manifest_bytes: bytes, files: dict[str, bytes]) -> TrunkChange:
+    """Put the files that serving needs into the store.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    manifest = read_trunk_manifest(manifest_bytes)
+    log.put_blob(files[TRUNK_GRAPH])
+    return TrunkChange(trunk=manifest.digest, manifest=log.put_blob(manifest_bytes))
+
+
+def load_engine(log: HeadLog, trunk: TrunkChange) -> Engine:
+    """Fetch a trunk from the store and load it.
+
+    Raises:
+        StoreError: a blob is missing or damaged, or the manifest is another trunk's.
+    """
+    manifest = read_trunk_manifest(log.get_blob(trunk.manifest))
+    if manifest.digest != trunk.trunk:
+        raise StoreError(f"The trunk in {log.url} is {manifest.digest}, not {trunk.trunk}.")
+    graph: Digest = f"sha256:{manifest.files[TRUNK_GRAPH].sha256}"
+    return Engine(log.get_blob(graph), manifest)
+
+
+def _live(change: TaskChange, bundle: Bundle) -> LiveHead:
+    return LiveHead(change.task, change.version, change.bundle, gates.load_head(bundle))

@@ -1,0 +1,190 @@
+"""The service on this machine: start Ray, the conductor and the replicas; stop them again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+from export.bundle import TRUNK_MANIFEST, Digest, read_trunk_folder
+from serve import runtime
+from serve.headlog import HeadLog
+from serve.record import LogView, TrunkChange
+from serve.replica import NoTrunkError, store_trunk
+from serve.settings import ServeSettings
+
+logger = logging.getLogger(__name__)
+
+READY_S = 60.0
+READY_CHECK_S = 0.02
+
+
+class StartError(Exception):
+    """The service could not be started, with the reason."""
+
+
+class Service:
+    """A running service; use as a context manager, so that it is always stopped.
+
+    Args:
+        trunk: Folder of the trunk for a store that has none yet.
+        proxy: "haproxy" or "python".
+        progress: Told each step of the start.
+    """
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        *,
+        trunk: Path | None,
+        proxy: str,
+        progress: Callable[[str], None],
+    ) -> None:
+        self.settings, self._trunk, self._proxy = settings, trunk, proxy
+        self._progress = progress
+        self._folder = Path()
+        self._step_began_s = 0.0
+        self.step_seconds: dict[str, float] = {}
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        host = "127.0.0.1" if self.settings.host in {"0.0.0.0", "::"} else self.settings.host  # noqa: S104
+        return f"http://{host}:{self.settings.port}"
+
+    def __enter__(self) -> Self:
+        """Start everything; returns when the first request would be answered.
+
+        Raises:
+            StartError: the port is taken, or a replica cannot start.
+            NoTrunkError: the store has no trunk and none was given.
+            StoreError: the store cannot be used.
+            RuntimeProblemError: this machine lacks something.
+        """
+        try:
+            self._start()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop everything."""
+        self._stop()
+
+    def _start(self) -> None:
+        settings = self.settings
+        self._step("store")
+        if not runtime.is_port_free(settings.host, settings.port):
+            raise StartError(
+                f"Port {settings.port} of {settings.host} is taken; choose another with --port."
+            )
+        trunk = self._find_trunk()
+        self._folder = Path(tempfile.mkdtemp(prefix="headstock-"))
+        runtime.prepare(
+            self._folder,
+            host=settings.host,
+            max_body_bytes=settings.max_body_bytes,
+            timeout_s=settings.request_timeout_s,
+            proxy=self._proxy,
+        )
+        self._step("ray")
+        ray = self._start_ray()
+        self._step("ray serve")
+        from ray import serve as ray_serve  # noqa: PLC0415 (reads the variables set above)
+
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        ray_serve.start(http_options={"host": settings.host, "port": settings.port})
+        self._step("conductor")
+        from serve import app, cluster  # noqa: PLC0415 (see above)
+
+        conductor = cluster.conductor_of(settings)
+        live = ray.get(conductor.install_trunk.remote(trunk))
+        if live != trunk.trunk:
+            raise StartError(_other_trunk(live, trunk.trunk))
+        self._step("replicas")
+        try:
+            app.run_app(settings)
+        except RuntimeError as error:
+            raise StartError(f"The replicas did not start: {error}") from error
+        self._step("front door")
+        self._wait_until_ready()
+        self._step("")
+
+    def _find_trunk(self) -> TrunkChange:
+        """The trunk to serve: what the log names, else the folder given, stored now."""
+        log = HeadLog(self.settings.store)
+        logged = log.follow(LogView()).trunk
+        if self._trunk is None:
+            if logged is None:
+                raise NoTrunkError(
+                    f"The store {self.settings.store} has no trunk; start with --trunk FOLDER."
+                )
+            return logged
+        manifest, files = read_trunk_folder(self._trunk)
+        if logged is not None and logged.trunk != manifest.digest:
+            raise StartError(_other_trunk(logged.trunk, manifest.digest))
+        return logged or store_trunk(log, (self._trunk / TRUNK_MANIFEST).read_bytes(), files)
+
+    def _start_ray(self) -> Any:
+        import ray  # noqa: PLC0415 (reads the variables that were set before)
+
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, self.settings.replicas),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=100 * 2**20,  # nothing large goes through it
+        )
+        return ray
+
+    def _wait_until_ready(self) -> None:
+        deadline_s = time.monotonic() + READY_S
+        with httpx.Client(base_url=self.url, timeout=5) as client:
+            while time.monotonic() < deadline_s:
+                try:
+                    if client.get("/v2/health/ready").status_code == 200:  # noqa: PLR2004
+                        return
+                except httpx.HTTPError:
+                    pass
+                time.sleep(READY_CHECK_S)
+        raise StartError(f"{self.url} did not become ready within {READY_S:.0f} s.")
+
+    def _stop(self) -> None:
+        try:
+            import ray  # noqa: PLC0415 (it may never have been imported)
+
+            if ray.is_initialized():
+                from ray import serve as ray_serve  # noqa: PLC0415
+
+                ray_serve.shutdown()
+                ray.shutdown()
+        finally:
+            if self._folder != Path():
+                shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _step(self, name: str) -> None:
+        """Note how long the last step took, and tell of the next."""
+        now_s = time.monotonic()
+        if self.step_seconds:
+            last = next(reversed(self.step_seconds))
+            self.step_seconds[last] = now_s - self._step_began_s
+        self._step_began_s = now_s
+        if name:
+            self.step_seconds[name] = 0.0
+            self._progress(name)
+
+
+def _other_trunk(live: Digest, given: Digest) -> str:
+    return (
+        f"The store serves trunk {live}, and the folder given is trunk {given}. Heads fit one "
+        "trunk only: use another --store for another trunk."
+    )

@@ -1,0 +1,80 @@
+"""The settings of the service: typed, checked at start, from flags or `HEADSTOCK_*` variables."""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "HEADSTOCK_"
+CLIENT_VARIABLES = ("HEADSTOCK_SERVER", "HEADSTOCK_TOKEN", "HEADSTOCK_SHARED")
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+def _absolute(store: str) -> str:
+    """A folder is meant from where the command was typed; replicas run elsewhere."""
+    return store if "://" in store else str(Path(store).expanduser().absolute())
+
+
+class SettingsError(ValueError):
+    """A setting is unknown, missing or out of range."""
+
+
+class ServeSettings(BaseSettings):
+    """Settings of the service."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    store: Annotated[str, Field(min_length=1), AfterValidator(_absolute)] = Field(
+        description="Where the head log lives: a folder."
+    )
+    host: str = Field("127.0.0.1", description="Address that the service answers on.")
+    port: Port = Field(8000, description="Port that the service answers on.")
+    replicas: PositiveInt = Field(2, description="Replica processes.")
+    max_body_bytes: PositiveInt = Field(16 * 2**20, description="Largest request body accepted.")
+    max_bundle_bytes: PositiveInt = Field(64 * 2**20, description="Largest pushed zip accepted.")
+    max_head_bytes: PositiveInt = Field(32 * 2**20, description="Largest head.onnx accepted.")
+    max_picture_pixels: PositiveInt = Field(
+        50_000_000, description="Largest width x height of a picture, checked before decoding."
+    )
+    max_pictures: PositiveInt = Field(64, description="Most pictures in one request.")
+    max_batch_pictures: PositiveInt = Field(8, description="Most pictures in one run of the trunk.")
+    max_queued: PositiveInt = Field(512, description="Most requests waiting in one replica.")
+    decode_threads: PositiveInt = Field(2, description="Threads that decode pictures.")
+    request_timeout_s: PositiveFloat = Field(30.0, description="Longest time for one answer.")
+    swap_hold_s: PositiveFloat = Field(1.0, description="Longest pause of one task during a swap.")
+    swap_stage_s: PositiveFloat = Field(
+        10.0, description="Longest time for all replicas to load a bundle."
+    )
+
+
+def load_settings(**flags: object) -> ServeSettings:
+    """Flags that are given win over the environment, which wins over the defaults.
+
+    Raises:
+        SettingsError: names the setting, its value and what was expected.
+    """
+    _refuse_unknown_variables()
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return ServeSettings.model_validate(given)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in problem["loc"])
+        raise SettingsError(
+            f"Setting {name} ({PREFIX}{name.upper()}) is {problem['input']!r}: {problem['msg']}."
+        ) from error
+
+
+def _refuse_unknown_variables() -> None:
+    known = [PREFIX + name.upper() for name in ServeSettings.model_fields]
+    for variable in os.environ:
+        if variable.startswith(PREFIX) and variable not in (*known, *CLIENT_VARIABLES):
+            closest = get_close_matches(variable, known, n=1)
+            hint = f" Did you mean {closest[0]}?" if closest else f" Known are {', '.join(known)}."
+            raise SettingsError(f"The variable {variable} is not a setting.{hint}")

@@ -1,0 +1,248 @@
+"""A replica's side of a swap: one thread that asks the conductor and does what it says.
+
+It runs beside the requests and not among them, so a swap is quick even when thousands wait. What it
+may do is decided by `protocol.py`; here the bundle is loaded, the batcher told, the log read.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from serve import protocol
+from serve.batcher import Batcher
+from serve.engine import LiveHead
+from serve.headlog import HeadLog, StoreError
+from serve.link import Link, LinkError
+from serve.messages import Directive, Poll
+from serve.metrics import Metrics
+from serve.protocol import Phase, ReplicaState
+from serve.record import LogView, Record, TaskChange, fold
+
+logger = logging.getLogger(__name__)
+
+RETRY_S = 0.1
+
+
+class StageError(Exception):
+    """A bundle cannot go live on this replica, with the reason for the pusher."""
+
+
+class Watcher:
+    """Follows the conductor and the log, and moves the batcher's pointers.
+
+    Args:
+        view: The log as it was when the batcher's snapshot was loaded.
+        load: Fetches, checks and loads the head of a change; raises StageError if it cannot.
+        hold_s: Longest pause of a task before the replica settles the swap by itself.
+    """
+
+    def __init__(
+        self,
+        replica: protocol.ReplicaId,
+        log: HeadLog,
+        view: LogView,
+        link: Link,
+        batcher: Batcher,
+        load: Callable[[TaskChange], LiveHead],
+        *,
+        metrics: Metrics,
+        hold_s: float,
+    ) -> None:
+        self._replica, self._log, self._view, self._link = replica, log, view, link
+        self._batcher, self._load, self._metrics = batcher, load, metrics
+        self._hold_s = hold_s
+        self._state = ReplicaState(at=view.live_number)
+        self._staged: list[LiveHead] = []
+        self._veto: tuple[int, str] = (0, "")
+        self._held_since_s = 0.0
+        self._heard = 0
+        self._reported_at_s = 0.0
+        self._admitted = threading.Event()
+        self._is_stopping = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread still runs."""
+        return self._thread.is_alive()
+
+    @property
+    def is_admitted(self) -> bool:
+        """Whether the conductor has let this replica answer."""
+        return self._admitted.is_set()
+
+    def wait_admitted(self) -> None:
+        """Wait until the conductor lets this replica answer; without a conductor, for ever."""
+        self._admitted.wait()
+
+    def start(self) -> None:
+        """Begin to ask; the batcher opens once the conductor has admitted this replica."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread. The process is about to go; until then it stays a member."""
+        self._is_stopping.set()
+
+    def _watch(self) -> None:
+        while not self._is_stopping.is_set():
+            try:
+                self._step()
+            # The thread is the replica's only way to hear of swaps: it must outlive any error.
+            except Exception:
+                logger.exception("the watcher stumbled and goes on")
+                self._is_stopping.wait(RETRY_S)
+
+    def _step(self) -> None:
+        if self._state.hold and self._hold_left_s() <= 0:
+            self._settle()
+            return
+        if not self._admitted.is_set():
+            self._catch_up(until=None)
+        try:
+            directive = self._link.poll(self._report(), self._patience_s())
+        except LinkError:
+            self._heard = 0  # a restarted conductor counts its directives anew
+            self._is_stopping.wait(min(RETRY_S, max(0.0, self._patience_s())))
+            return
+        self._heard = directive.sequence
+        self._obey(directive)
+        if directive.is_admitted != self._admitted.is_set():
+            self._join(is_admitted=directive.is_admitted)
+
+    def _join(self, *, is_admitted: bool) -> None:
+        """Answer from now on; or answer nothing, if the conductor does not know this replica."""
+        if is_admitted:
+            self._admitted.set()
+        else:
+            self._admitted.clear()
+        self._batcher.set_open(is_open=is_admitted)
+
+    def _obey(self, directive: Directive) -> None:
+        number, record = directive.number, directive.record
+        if directive.undone:
+            self._release(directive.undone)
+        if directive.phase is Phase.STAGE and record is not None:
+            self._stage(number, record)
+        elif directive.phase is Phase.HOLD and record is not None:
+            self._hold(number, record)
+        elif directive.phase is Phase.FLIP and record is not None:
+            self._flip(number, record)
+
+    def _stage(self, number: int, record: Record) -> None:
+        if self._veto[0] == number or not protocol.takes_stage(self._state, number):
+            return
+        try:
+            self._catch_up(until=number - 1)
+            if self._view.number != number - 1:
+                raise StoreError(f"Record {number - 1} is not in the log yet.")
+            self._staged = [self._load(change) for change in record.changes]
+        except StageError as error:
+            self._veto = (number, str(error))
+            return
+        except StoreError as error:
+            # No verdict on the bundle: ask again until it can be read or the swap is given up.
+            logger.warning("cannot stage swap %d yet: %s", number, error)
+            self._heard = 0
+            self._is_stopping.wait(RETRY_S)
+            return
+        self._state = protocol.stage(self._state, number, at=self._view.live_number)
+
+    def _hold(self, number: int, record: Record) -> None:
+        state = protocol.hold(self._state, number)
+        if state.hold == number and self._state.hold != number:
+            self._batcher.hold(frozenset(change.task for change in record.changes))
+            self._held_since_s = time.monotonic()
+        self._state = state
+        if state.hold == number and self._batcher.wait_drained(self._hold_left_s()):
+            self._state = protocol.drained(state)
+
+    def _flip(self, number: int, record: Record) -> None:
+        state = protocol.flip(self._state, number)
+        if state.at != self._state.at:
+            self._move_to(record)
+        self._state = state
+
+    def _release(self, number: int) -> None:
+        state = protocol.release(self._state, number)
+        if state.hold != self._state.hold:
+            self._batcher.release()
+            self._observe_hold()
+        self._state = state
+
+    def _settle(self) -> None:
+        """The hold ran out: put an abort under its number, and do what the record there says."""
+        number = self._state.hold
+        abort = Record(
+            number=number,
+            kind="abort",
+            previous=self._view.tip,
+            writer=self._replica,
+            written_at=datetime.now(UTC).isoformat(),
+        )
+        try:
+            standing = self._log.put_record(abort, timeout_s=self._hold_s)
+        except StoreError:
+            logger.exception("swap %d is undecided and the store cannot be reached", number)
+            self._batcher.refuse_held()
+            self._is_stopping.wait(RETRY_S)
+            return
+        is_committed = standing.kind == "commit"
+        if is_committed:
+            self._move_to(standing)
+        else:
+            self._view = fold(self._view, [standing])
+            self._batcher.release()
+            self._observe_hold()
+        self._state = protocol.settle(self._state, number, is_committed=is_committed)
+
+    def _move_to(self, record: Record) -> None:
+        """Point at what the record made live; it is the one that was staged."""
+        self._view = fold(self._view, [record])
+        self._batcher.flip(self._batcher.snapshot.with_heads(record.number, self._staged))
+        self._observe_hold()
+
+    def _catch_up(self, *, until: int | None) -> None:
+        """Fold the log and load what it made live; this ends any older hold."""
+        view = self._log.follow(self._view, until=until)
+        snapshot = self._batcher.snapshot
+        if view.live_number != self._view.live_number:
+            changed = [
+                history[-1].change
+                for task, history in view.tasks.items()
+                if history != self._view.tasks.get(task)
+            ]
+            snapshot = snapshot.with_heads(view.live_number, [self._load(c) for c in changed])
+        if snapshot is not self._batcher.snapshot or 0 < self._state.hold <= view.number:
+            self._batcher.flip(snapshot)
+            self._observe_hold()
+        self._view = view
+        self._state = protocol.caught_up(self._state, view.number, at=view.live_number)
+
+    def _report(self) -> Poll:
+        now, metrics = time.monotonic(), None
+        if now - self._reported_at_s > 1.0:
+            self._reported_at_s, metrics = now, self._metrics.report()
+        return Poll(
+            self._replica,
+            self._state.at,
+            self._admitted.is_set(),
+            self._state.ack,
+            *self._veto,
+            self._heard,
+            metrics,
+        )
+
+    def _hold_left_s(self) -> float:
+        return self._held_since_s + self._hold_s - time.monotonic()
+
+    def _patience_s(self) -> float:
+        """Longest wait for an answer: never past the end of a hold."""
+        return self._hold_left_s() if self._state.hold else 5.0
+
+    def _observe_hold(self) -> None:
+        if self._state.hold:
+            self._metrics.hold_seconds.observe(time.monotonic() - self._held_since_s)

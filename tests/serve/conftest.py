@@ -1,0 +1,140 @@
+"""A trunk of three features and heads for it, made without torch in a millisecond."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import save
+
+from export.bundle import (
+    CARD,
+    GOLDEN,
+    HEAD,
+    TRUNK_GRAPH,
+    TRUNK_MANIFEST,
+    Bundle,
+    TrunkManifest,
+    entry_of,
+)
+from models.pictures import Preprocessing
+from serve.engine import Engine
+
+SIZE_PX = 8
+PREPROCESSING = Preprocessing(SIZE_PX, SIZE_PX, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+PROVENANCE = {"command": "test", "created_at": "2026-01-01T00:00:00Z", "seed": 0, "versions": {}}
+
+BundleMaker = Callable[..., Bundle]
+
+
+def trunk_graph(scale: float = 1 / 255) -> bytes:
+    """The mean of each channel as the features: images uint8 [batch, 8, 8, 3] -> [batch, 3]."""
+    nodes = [
+        helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["float", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Mul", ["mean", "scale"], ["features"]),
+    ]
+    weights = [
+        numpy_helper.from_array(np.array([1, 2], np.int64), "axes"),
+        numpy_helper.from_array(np.array(scale, np.float32), "scale"),
+    ]
+    return _model(
+        nodes,
+        weights,
+        helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", SIZE_PX, SIZE_PX, 3]),
+        helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 3]),
+    )
+
+
+def head_graph(weight: NDArray[np.float32], bias: NDArray[np.float32]) -> bytes:
+    """Logits = features x weight + bias, weight float32 [3, labels]."""
+    return _model(
+        [helper.make_node("Gemm", ["features", "weight", "bias"], ["logits"])],
+        [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(bias, "bias")],
+        helper.make_tensor_value_info("features", TensorProto.FLOAT, ["rows", len(weight)]),
+        helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", len(bias)]),
+    )
+
+
+def _model(
+    nodes: list[onnx.NodeProto],
+    weights: list[onnx.TensorProto],
+    given: onnx.ValueInfoProto,
+    wanted: onnx.ValueInfoProto,
+) -> bytes:
+    graph = helper.make_graph(nodes, "graph", [given], [wanted], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return model.SerializeToString()
+
+
+@pytest.fixture(scope="session")
+def trunk_manifest() -> TrunkManifest:
+    """`trunk.json` of the tiny trunk."""
+    return TrunkManifest.model_validate(
+        {
+            "backbone": "channel_means",
+            "cut": "none",
+            "num_features": 3,
+            "preprocessing": PREPROCESSING,
+            "golden_tolerance": {"fp32": 1e-4},
+            "provenance": PROVENANCE,
+            "files": {TRUNK_GRAPH: entry_of(trunk_graph())},
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def engine(trunk_manifest: TrunkManifest) -> Engine:
+    """The tiny trunk, loaded."""
+    return Engine(trunk_graph(), trunk_manifest)
+
+
+@pytest.fixture(scope="session")
+def trunk_folder(tmp_path_factory: pytest.TempPathFactory, trunk_manifest: TrunkManifest) -> Path:
+    """The tiny trunk as a folder."""
+    folder = tmp_path_factory.mktemp("trunk")
+    (folder / TRUNK_GRAPH).write_bytes(trunk_graph())
+    (folder / TRUNK_MANIFEST).write_text(trunk_manifest.model_dump_json())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_bundle(trunk_manifest: TrunkManifest, engine: Engine) -> BundleMaker:
+    """A function that makes a bundle; the same seed makes the same head."""
+
+    def make(
+        task: str = "colours",
+        *,
+        seed: int = 0,
+        labels: tuple[str, ...] = ("red", "green", "blue"),
+        trunk: str | None = None,
+        graph: bytes | None = None,
+        golden: bytes | None = None,
+    ) -> Bundle:
+        chance = np.random.default_rng(seed)
+        weight = chance.normal(size=(3, len(labels))).astype(np.float32)
+        head = graph or head_graph(weight, np.zeros(len(labels), np.float32))
+        pictures = chance.integers(0, 256, (2, SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
+        logits = engine.features(pictures) @ weight
+        return Bundle.pack(
+            {
+                HEAD: head,
+                GOLDEN: golden or save({"pictures": pictures, "logits": logits}),
+                CARD: f"# {task} {seed}\n".encode(),
+            },
+            task=task,
+            labels=labels,
+            trunk=trunk or trunk_manifest.digest,
+            num_features=3,
+            preprocessing=PREPROCESSING,
+            data={"name": "none", "sha256": "0" * 64, "num_pictures": {}},
+            metrics={},
+            provenance=PROVENANCE,
+        )
+
+    return make
