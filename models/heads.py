@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from models.backbones import Backbone
+from models.data import Split
 from models.errors import LearningError
 from models.progress import Progress, ProgressCallback, unheard
 
@@ -68,12 +69,23 @@ class CosineHead(nn.Module):
 Head = LinearHead | CosineHead
 
 
+def features_of(
+    backbone: Backbone, split: Split, *, stage: str, progress: ProgressCallback = unheard
+) -> Float[Tensor, "rows num_features"]:
+    """Features of a split's pictures, decoded as serving would decode them."""
+    parts: list[Tensor] = []
+    for batch in split.batches(backbone.preprocessing, batch_size=EXTRACT_BATCH):
+        parts.append(extract_features(backbone, batch))
+        done = min(len(split), len(parts) * EXTRACT_BATCH)
+        progress(Progress(stage, done, len(split)))
+    return torch.cat(parts) if parts else torch.zeros(0, backbone.num_features)
+
+
 def extract_features(
     backbone: Backbone,
     pictures: UInt8[Tensor, "rows height width 3"],
     *,
     batch_size: int = EXTRACT_BATCH,
-    progress: ProgressCallback = unheard,
 ) -> Float[Tensor, "rows num_features"]:
     """Features of decoded pictures, batch by batch, in evaluation mode and without gradients.
 
@@ -82,18 +94,19 @@ def extract_features(
     """
     was_training, device = backbone.training, backbone.mean.device
     backbone.eval()
-    parts: list[Tensor] = []
-    with torch.inference_mode():
-        for batch in pictures.split(batch_size):
-            parts.append(backbone(batch.to(device)).cpu())
-            progress(
-                Progress("features", min(len(pictures), len(parts) * batch_size), len(pictures))
-            )
+    with torch.no_grad():
+        parts = [backbone(batch.to(device)).cpu() for batch in pictures.split(batch_size)]
     backbone.train(was_training)
-    if not parts:
-        return torch.zeros(0, backbone.num_features)
-    # Cloned outside inference mode, so that the features may take part in training.
-    return torch.cat(parts).clone()
+    return torch.cat(parts)
+
+
+def logits_of(
+    head: Head, features: Float[Tensor, "rows num_features"]
+) -> Float[Tensor, "rows num_classes"]:
+    """Logits on the CPU, wherever the head is, without gradients."""
+    device = next(iter(head.state_dict().values())).device
+    with torch.no_grad():
+        return head(features.to(device)).cpu()
 
 
 def cosine_head(

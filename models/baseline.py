@@ -1,0 +1,48 @@
+"""What is possible without any backbone: a linear model on the pixels of a thumbnail."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from models.data import PictureData, Split
+from models.evaluate import Estimate, accuracy
+from models.logistic import choose_logistic_head
+from models.pictures import Preprocessing
+from models.progress import Progress, ProgressCallback, unheard
+
+THUMBNAIL = Preprocessing(size_px=16, resize_px=16, mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))
+
+
+def pixel_baseline(
+    data: PictureData, *, progress: ProgressCallback = unheard
+) -> dict[str, Estimate]:
+    """Accuracy of logistic regression on 16 x 16 RGB pixels.
+
+    A backbone whose features do worse than this has brought nothing, or harm.
+
+    Returns:
+        Accuracies named "baseline_validation" (left out where validation is empty) and
+        "baseline_test".
+    """
+    pixels = {name: _pixels(split) for name, split in data.splits.items()}
+    head, _ = choose_logistic_head(
+        pixels["train"],
+        data.train.labels,
+        pixels["validation"],
+        data.validation.labels,
+        num_classes=len(data.labels),
+    )
+    progress(Progress("baseline", 1, 1))
+    with torch.no_grad():
+        return {
+            f"baseline_{name}": accuracy(head(pixels[name]), data.splits[name].labels)
+            for name in ("validation", "test")
+            if len(data.splits[name])
+        }
+
+
+def _pixels(split: Split) -> Float[Tensor, "rows values"]:
+    batches = [batch.flatten(1) for batch in split.batches(THUMBNAIL, batch_size=1024)]
+    if not batches:
+        return torch.zeros(0, 3 * THUMBNAIL.size_px**2)
+    return torch.cat(batches).float() / 255

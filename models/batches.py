@@ -1,0 +1,115 @@
+"""Training batches: each picture decoded once, augmented once, fitted to every network."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from PIL import Image
+from torch import Tensor
+
+from models.augment import Augmentation, augment, fit_crop
+from models.data import MAX_CACHE_BYTES, Picture, Split
+from models.pictures import Preprocessing, stack
+
+UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some training pictures, as each network takes them.
+
+    Args:
+        rows: Which pictures these are.
+        images: The same pictures for each preprocessing, uint8 [batch, size, size, 3].
+    """
+
+    rows: Int[Tensor, " batch"]
+    images: dict[Preprocessing, Tensor]
+
+
+class TrainingPictures:
+    """Pictures in shuffled batches, the same for the same seed and epoch.
+
+    Args:
+        preprocessings: What each network takes; all see the same crop of a picture.
+        augmentation: None gives the pictures exactly as serving would decode them.
+        batch_size: About how many pictures; batches are of even size, so that none is so small
+            that batch statistics would be noise.
+    """
+
+    def __init__(
+        self,
+        pictures: Sequence[Picture],
+        preprocessings: Sequence[Preprocessing],
+        *,
+        augmentation: Augmentation | None,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self._pictures = pictures
+        self._preprocessings = tuple(dict.fromkeys(preprocessings))
+        self._augmentation = augmentation
+        self._seed = seed
+        self._opened: dict[int, Image.Image] = {}
+        self._opened_bytes = 0
+        self.num_batches = max(1, round(len(pictures) / batch_size))
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """Every picture once."""
+        order = np.random.default_rng([self._seed, number]).permutation(len(self._pictures))
+        for rows in np.array_split(order, self.num_batches):
+            fitted = [self._fitted(int(row), number) for row in rows]
+            images = {
+                preprocessing: torch.from_numpy(stack([views[at] for views in fitted]))
+                for at, preprocessing in enumerate(self._preprocessings)
+            }
+            yield Batch(torch.from_numpy(rows), images)
+
+    def _fitted(self, row: int, epoch: int) -> list[UInt8[np.ndarray, "size size 3"]]:
+        if self._augmentation is None:
+            return [self._pictures[row].pixels(p) for p in self._preprocessings]
+        # One generator a picture and epoch: the crop does not depend on what was drawn before.
+        random = np.random.default_rng([self._seed, epoch, row])
+        crop = augment(self._open(row), self._augmentation, random)
+        return [fit_crop(crop, preprocessing) for preprocessing in self._preprocessings]
+
+    def _open(self, row: int) -> Image.Image:
+        """Decode a picture once, no larger than the largest network can use."""
+        if row in self._opened:
+            return self._opened[row]
+        shorter = max(preprocessing.resize_px for preprocessing in self._preprocessings)
+        picture = self._pictures[row].open(shorter)
+        scale = shorter / min(picture.size)
+        if scale < 1:
+            size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+            picture = picture.resize(size, Image.Resampling.BILINEAR)
+        num_bytes = 3 * picture.width * picture.height
+        if self._opened_bytes + num_bytes <= MAX_CACHE_BYTES:
+            self._opened[row] = picture
+            self._opened_bytes += num_bytes
+        return picture
+
+
+def pool(
+    train: Sequence[Split], held_out: Sequence[Split]
+) -> tuple[list[Picture], Int[Tensor, "pictures tasks"]]:
+    """Put the training pictures of several tasks together.
+
+    A picture that several tasks share appears once, with all its labels. A picture that any task
+    holds out for validation or test is left out, whoever else trains on it: a student that sees it
+    would be tested on what it has learned from.
+
+    Returns:
+        Pictures, and each one's label in every task; `UNKNOWN` where a task has none for it.
+    """
+    kept_out = {picture.key for split in held_out for picture in split.pictures}
+    pictures: dict[str, Picture] = {}
+    labels: dict[str, list[int]] = {}
+    for task, split in enumerate(train):
+        for picture, label in zip(split.pictures, split.labels.tolist(), strict=True):
+            if picture.key not in kept_out:
+                pictures[picture.key] = picture
+                labels.setdefault(picture.key, [UNKNOWN] * len(train))[task] = label
+    return list(pictures.values()), torch.tensor(list(labels.values()), dtype=torch.int64)

@@ -1,0 +1,103 @@
+"""The training loop that teacher and student share: schedule, early stopping, the best kept."""
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.batches import Batch
+from models.errors import LearningError
+from models.progress import Progress, ProgressCallback
+
+# Large gradients of the first steps (a new head, empty Adam moments) hurt a trained trunk most.
+WARM_UP_SHARE = 0.1
+MAX_GRADIENT_NORM = 5.0
+
+
+class TrainingError(LearningError):
+    """A training run cannot go on, or cannot start."""
+
+
+@dataclass(frozen=True, order=True)
+class Score:
+    """How good a state is on validation: by accuracy, and where that ties by loss."""
+
+    accuracy: float
+    negative_loss: float
+
+
+def fit(
+    trained: nn.Module,
+    *,
+    epoch_batches: Callable[[int], Iterable[Batch]],
+    num_batches: int,
+    loss_of: Callable[[Batch], Tensor],
+    validate: Callable[[], Score],
+    before_epoch: Callable[[], None],
+    optimizer: torch.optim.Optimizer,
+    num_epochs: int,
+    patience: int,
+    stage: str,
+    progress: ProgressCallback,
+) -> tuple[int, Score]:
+    """Train and leave `trained` in its best state on validation, the untrained one included.
+
+    Args:
+        trained: Every module that the optimizer changes.
+        epoch_batches: Epoch number -> its batches, `num_batches` of them.
+        before_epoch: Puts modules into the mode they train in.
+        patience: Epochs without a better validation score before giving up.
+
+    Returns:
+        The best epoch (0: as it was before) and its score.
+
+    Raises:
+        TrainingError: a loss is not finite.
+    """
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, num_steps=num_epochs * num_batches)
+    )
+    best, best_epoch, best_state = validate(), 0, copy.deepcopy(trained.state_dict())
+    for epoch in range(1, num_epochs + 1):
+        before_epoch()
+        for batch in epoch_batches(epoch):
+            _step(loss_of(batch), trained, optimizer, epoch=epoch)
+            schedule.step()
+        score = validate()
+        if score > best:
+            best, best_epoch, best_state = score, epoch, copy.deepcopy(trained.state_dict())
+        note = f"validation {score.accuracy:.3f}, best {best.accuracy:.3f}"
+        progress(Progress(stage, epoch, num_epochs, note))
+        if epoch - best_epoch >= patience:
+            break
+    trained.load_state_dict(best_state)
+    trained.eval()
+    return best_epoch, best
+
+
+def learning_rate_factor(step: int, *, num_steps: int) -> float:
+    """Linear warm-up, then half a cosine down to zero.
+
+    Source: Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5, without restarts.
+    """
+    warm_up = max(1, round(WARM_UP_SHARE * num_steps))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, num_steps - warm_up)))
+
+
+def _step(
+    loss: Tensor, trained: nn.Module, optimizer: torch.optim.Optimizer, *, epoch: int
+) -> None:
+    if not bool(torch.isfinite(loss)):
+        raise TrainingError(
+            f"The loss became {loss.item()} in epoch {epoch}; expected a finite number. "
+            "Lower the learning rate, or check the weights that training started from."
+        )
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(trained.parameters(), MAX_GRADIENT_NORM)
+    optimizer.step()
