@@ -10,18 +10,18 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import stat
+import struct
 import zipfile
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from pathlib import Path
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-# Pydantic reads this annotation at run time.
-from models.pictures import Preprocessing  # noqa: TC001
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+from models.pictures import Preprocessing
 
 MANIFEST = "manifest.json"
 HEAD = "head.onnx"
@@ -32,10 +32,15 @@ TRUNK_GRAPH = "trunk.onnx"
 STUDENT = "student.safetensors"
 
 MAX_BUNDLE_BYTES = 64 * 2**20
-MAX_MANIFEST_BYTES = 2**20
+MAX_MANIFEST_BYTES = 8 * 2**20  # 20,000 labels in every split take about 4 MB
+MAX_ZIP_MEMBERS = 64
 
-type_of_digest = Field(pattern=r"^sha256:[0-9a-f]{64}$")
-Digest = Annotated[str, type_of_digest]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+# Control characters would break headers, metrics and cards.
+Label = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+# No separator and no leading dot: a listed file lies in its folder, whatever a manifest says.
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 TaskName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 
 
@@ -44,13 +49,18 @@ class BundleError(ValueError):
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # NaN would be written as null and never read back. Instances are validated again because
+    # `Preprocessing` does not check its own numbers, and its ints have to become floats: the
+    # trunk's digest is made of their text.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, revalidate_instances="always"
+    )
 
 
 class FileEntry(_Record):
     """What the manifest says of another file."""
 
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Sha256
     size_bytes: Annotated[int, Field(ge=0)]
 
 
@@ -67,7 +77,7 @@ class DataFingerprint(_Record):
     """Which data a head was trained on, without the data."""
 
     name: str
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Sha256
     num_pictures: dict[str, dict[str, int]] = Field(description="split -> label -> pictures")
 
 
@@ -86,9 +96,9 @@ class Manifest(_Record):
     schema_version: Literal[1] = 1
     task: TaskName
     kind: Literal["head"] = "head"
-    labels: Annotated[tuple[str, ...], Field(min_length=2, max_length=100_000)]
+    labels: Annotated[tuple[Label, ...], Field(min_length=2, max_length=100_000)]
     link: Literal["softmax", "sigmoid", "none"] = "softmax"
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    temperature: Annotated[float, Field(gt=0)] = 1.0
     trunk: Digest
     num_features: Annotated[int, Field(ge=1)]
     preprocessing: Preprocessing
@@ -98,7 +108,7 @@ class Manifest(_Record):
     files: dict[str, FileEntry]
 
     @model_validator(mode="after")
-    def _is_complete(self) -> Self:
+    def _is_complete(self) -> Manifest:
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("labels are not unique")
         if set(self.files) != {HEAD, GOLDEN, CARD}:
@@ -114,16 +124,19 @@ class TrunkManifest(_Record):
     cut: str = Field(description="the layer at which the backbone is cut into prefix and suffix")
     num_features: Annotated[int, Field(ge=1)]
     preprocessing: Preprocessing
-    golden_tolerance: dict[Literal["fp32", "int8", "fp16"], float] = Field(
-        description="precision -> largest absolute difference of a logit that still reproduces"
+    golden_tolerance: dict[Literal["fp32", "int8", "fp16"], Annotated[float, Field(gt=0)]] = Field(
+        description="precision -> largest difference of a logit that still reproduces, as a share "
+        "of the largest absolute logit of the samples or of 1, whichever is more"
     )
     provenance: Provenance
-    files: dict[str, FileEntry]
+    files: dict[FileName, FileEntry]
 
     @model_validator(mode="after")
-    def _is_complete(self) -> Self:
+    def _is_complete(self) -> TrunkManifest:
         if TRUNK_GRAPH not in self.files:
             raise ValueError(f"files are {sorted(self.files)}, expected {TRUNK_GRAPH} among them")
+        if "fp32" not in self.golden_tolerance:
+            raise ValueError("golden_tolerance has no fp32, the precision of the float graph")
         return self
 
     @property
@@ -177,21 +190,22 @@ class Bundle:
         return len(self.manifest_bytes) + sum(len(data) for data in self.files.values())
 
     @classmethod
-    def pack(cls, files: Mapping[str, bytes], **fields: object) -> Self:
+    def pack(cls, files: Mapping[str, bytes], **fields: object) -> Bundle:
         """A new bundle of these files; `fields` are those of `Manifest` but for `files`.
 
         Raises:
-            BundleError: a field is missing, unknown or out of range.
+            BundleError: a field is missing, unknown or out of range, or the bundle is too large.
         """
         entries = {name: entry_of(data) for name, data in files.items()}
         try:
             manifest = Manifest.model_validate({**fields, "files": entries})
         except ValidationError as error:
             raise BundleError(f"The manifest is invalid: {_first_problem(error)}.") from error
-        return cls(manifest, manifest.model_dump_json(indent=2).encode(), dict(files))
+        # Read back what would be pushed, so that nothing is packed that no one can read.
+        return cls.of_files({MANIFEST: manifest.model_dump_json(indent=2).encode(), **files})
 
     @classmethod
-    def of_folder(cls, folder: Path) -> Self:
+    def of_folder(cls, folder: Path) -> Bundle:
         """Read and check a bundle's folder.
 
         Raises:
@@ -199,7 +213,8 @@ class Bundle:
         """
         if not (folder / MANIFEST).is_file():
             raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.")
-        size_bytes, files = 0, {}
+        size_bytes = 0
+        files: dict[str, bytes] = {}
         for path in sorted(folder.iterdir()):
             if path.is_symlink() or not path.is_file():
                 raise BundleError(f"{path.name} is not a plain file; a bundle has no others.")
@@ -210,24 +225,25 @@ class Bundle:
         return cls.of_files(files)
 
     @classmethod
-    def of_zip(cls, data: bytes) -> Self:
+    def of_zip(cls, data: bytes) -> Bundle:
         """Read and check a bundle's zip. Names with a folder are refused, so nothing can escape.
 
         Raises:
             BundleError: no zip, or see `of_folder`.
         """
+        # Counted before zipfile makes an object of every entry: 64 MB can list a million of them.
+        if data.count(b"PK\x01\x02") > MAX_ZIP_MEMBERS:
+            raise BundleError(f"The zip file lists more than {MAX_ZIP_MEMBERS} files.")
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 return cls.of_files(_unzip(archive))
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-            raise BundleError(f"The body is not a readable zip file: {error}.") from error
-        except (OSError, ValueError, zipfile.zlib.error) as error:  # pyrefly: ignore
-            if isinstance(error, BundleError):
-                raise
-            raise BundleError(f"The zip file is damaged: {error}.") from error
+        except BundleError:
+            raise
+        except _ZIP_ERRORS as error:
+            raise BundleError(f"The zip file is damaged, or is none: {error}.") from error
 
     @classmethod
-    def of_files(cls, files: Mapping[str, bytes]) -> Self:
+    def of_files(cls, files: Mapping[str, bytes]) -> Bundle:
         """Check files, `manifest.json` among them, against the manifest.
 
         Raises:
@@ -235,31 +251,38 @@ class Bundle:
         """
         if MANIFEST not in files:
             raise BundleError(f"The bundle has no {MANIFEST}.")
+        if sum(len(data) for data in files.values()) > MAX_BUNDLE_BYTES:
+            raise BundleError(f"The bundle is larger than {MAX_BUNDLE_BYTES} bytes.")
         manifest_bytes = files[MANIFEST]
-        if len(manifest_bytes) > MAX_MANIFEST_BYTES:
-            raise BundleError(f"{MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes.")
-        try:
-            manifest = Manifest.model_validate_json(manifest_bytes)
-        except ValidationError as error:
-            raise BundleError(f"{MANIFEST} is invalid: {_first_problem(error)}.") from error
+        manifest = read_manifest(manifest_bytes)
         others = {name: data for name, data in files.items() if name != MANIFEST}
         check_files(others, manifest.files)
         return cls(manifest, manifest_bytes, others)
 
     def write(self, folder: Path) -> None:
-        """Write the bundle as a folder, made if it is missing."""
+        """Write the bundle as a folder, made if it is missing; an older bundle is replaced.
+
+        Raises:
+            BundleError: the folder holds something else, which would make it no bundle.
+        """
         folder.mkdir(parents=True, exist_ok=True)
+        if others := sorted({path.name for path in folder.iterdir()} - {MANIFEST, *self.files}):
+            raise BundleError(
+                f"{folder} holds {others[0]}, which is no file of a bundle; name an empty folder."
+            )
+        (folder / MANIFEST).unlink(missing_ok=True)
         for name, data in self.files.items():
             (folder / name).write_bytes(data)
         # Last, so that a folder with a manifest is whole.
         (folder / MANIFEST).write_bytes(self.manifest_bytes)
 
     def to_zip(self) -> bytes:
-        """The bundle as a zip file, ready to push."""
+        """The bundle as a zip file, ready to push; one bundle gives the same bytes every time."""
         buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        with zipfile.ZipFile(buffer, "w") as archive:
             for name, data in {MANIFEST: self.manifest_bytes, **self.files}.items():
-                archive.writestr(name, data)
+                # A ZipInfo of its own has the format's first date instead of the present time.
+                archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
         return buffer.getvalue()
 
 
@@ -279,6 +302,20 @@ def check_files(files: Mapping[str, bytes], entries: Mapping[str, FileEntry]) ->
                 f"{name} is damaged: {len(files[name])} bytes do not have the size and sha256 "
                 "that the manifest names. Export the bundle again."
             )
+
+
+def read_manifest(data: bytes) -> Manifest:
+    """Parse a bundle's `manifest.json`.
+
+    Raises:
+        BundleError: it is not of this format.
+    """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes.")
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError as error:
+        raise BundleError(f"{MANIFEST} is invalid: {_first_problem(error)}.") from error
 
 
 def read_trunk_manifest(data: bytes) -> TrunkManifest:
@@ -315,22 +352,41 @@ def read_trunk_folder(folder: Path) -> tuple[TrunkManifest, dict[str, bytes]]:
     return manifest, files
 
 
+# What zipfile and zlib raise for damaged bytes; found by mutating zips at random.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, RuntimeError,
+    EOFError, OSError, ValueError,
+)  # fmt: skip
+
+
 def _unzip(archive: zipfile.ZipFile) -> dict[str, bytes]:
     """Read every member, bounded by bytes really inflated and not by what the zip claims."""
     files: dict[str, bytes] = {}
     left_bytes = MAX_BUNDLE_BYTES
     for info in archive.infolist():
-        name = info.filename
-        if "/" in name or "\\" in name or name in {"", ".", ".."}:
-            raise BundleError(f"The zip holds {name!r}; a bundle's files lie at its top.")
-        if name in files:
-            raise BundleError(f"The zip holds {name} twice.")
+        _check_member(info)
+        if info.filename in files:
+            raise BundleError(f"The zip holds {info.filename} twice.")
         with archive.open(info) as member:
-            files[name] = member.read(left_bytes + 1)
-        left_bytes -= len(files[name])
+            data = member.read(left_bytes + 1)
+        left_bytes -= len(data)
         if left_bytes < 0:
             raise BundleError(f"The bundle is larger than {MAX_BUNDLE_BYTES} bytes.")
+        files[info.filename] = data
     return files
+
+
+def _check_member(info: zipfile.ZipInfo) -> None:
+    """Refuse what a bundle never needs before any byte of it is inflated."""
+    name = info.filename
+    if "/" in name or "\\" in name or name in {"", ".", ".."}:
+        raise BundleError(f"The zip holds {name!r}; a bundle's files lie at its top.")
+    # The high half is the Unix mode, 0 where the zip was made elsewhere.
+    if stat.S_IFMT(info.external_attr >> 16) not in {0, stat.S_IFREG}:
+        raise BundleError(f"{name!r} in the zip is not a plain file; a bundle has no others.")
+    # Others (LZMA) may reserve gigabytes at the zip's word.
+    if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise BundleError(f"{name!r} in the zip is compressed in another way than deflate.")
 
 
 def _first_problem(error: ValidationError) -> str:
