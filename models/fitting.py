@@ -2,19 +2,25 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.backbones import Backbone
 from models.batches import Batch
+from models.data import Split
 from models.errors import LearningError
+from models.evaluate import accuracy
+from models.heads import Head, features_of, logits_of
 from models.progress import Progress, ProgressCallback
 
 # Large gradients of the first steps (a new head, empty Adam moments) hurt a trained trunk most.
 WARM_UP_SHARE = 0.1
 MAX_GRADIENT_NORM = 5.0
+WEIGHT_DECAY = 0.05
 
 
 class TrainingError(LearningError):
@@ -87,6 +93,33 @@ def learning_rate_factor(step: int, *, num_steps: int) -> float:
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, num_steps - warm_up)))
+
+
+def freeze_batch_statistics(backbone: Backbone) -> None:
+    """Keep the running statistics that came with the weights.
+
+    A few dozen pictures a batch, a few hundred in all, would replace statistics of a million
+    pictures by noise, and training on batch statistics but testing on running ones adds a gap of
+    its own. Scale and shift still learn.
+    """
+    for module in backbone.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 (base of all three)
+            module.eval()
+
+
+def score(backbone: Backbone, head: Head, split: Split) -> Score:
+    """How good a state is on a split."""
+    logits = logits_of(head, features_of(backbone, split, stage="validation"))
+    loss = F.cross_entropy(logits, split.labels)
+    return Score(accuracy(logits, split.labels).value, -float(loss))
+
+
+def parameter_groups(module: nn.Module, *, rate: float) -> Iterator[dict[str, object]]:
+    """AdamW's groups: biases, scales and shifts are not decayed."""
+    parameters = list(module.parameters())
+    for is_matrix, decay in ((True, WEIGHT_DECAY), (False, 0.0)):
+        members = [p for p in parameters if (p.ndim > 1) == is_matrix]
+        yield {"params": members, "lr": rate, "weight_decay": decay}
 
 
 def _step(

@@ -1,19 +1,17 @@
 """Train one task's head on a trunk: a data change, and a matter of seconds."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor
 
 from models.backbones import Backbone
 from models.baseline import pixel_baseline
 from models.data import PictureData, join
 from models.evaluate import Estimate, accuracy
-from models.heads import CosineHead, Head, cosine_head, features_of, logits_of
+from models.heads import Head, cosine_head, features_of, logits_of
 from models.logistic import choose_logistic_head, logistic_head
 from models.progress import ProgressCallback, unheard
 

@@ -1,7 +1,7 @@
 """Fine-tune a teacher: its head first, on frozen features, then every layer."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,13 @@ from models.baseline import pixel_baseline
 from models.batches import Batch, TrainingPictures
 from models.data import PictureData, Split
 from models.evaluate import Estimate, accuracy
-from models.fitting import Score, TrainingError, fit
+from models.fitting import (
+    TrainingError,
+    fit,
+    freeze_batch_statistics,
+    parameter_groups,
+    score,
+)
 from models.heads import Head, LinearHead, features_of, logits_of
 from models.logistic import choose_logistic_head
 from models.progress import ProgressCallback, unheard
@@ -26,7 +32,6 @@ BATCH_SIZE = 32
 # are the same in every task (discriminative rates: Howard & Ruder 2018, arXiv:1801.06146).
 HEAD_RATE, SUFFIX_RATE, PREFIX_RATE = 1e-3, 3e-4, 1e-4
 SCRATCH_RATE = 3e-3
-WEIGHT_DECAY = 0.05
 
 
 @dataclass(frozen=True)
@@ -178,25 +183,6 @@ def _tune(
     return best_epoch
 
 
-def freeze_batch_statistics(backbone: Backbone) -> None:
-    """Keep the running statistics that came with the weights.
-
-    A few dozen pictures a batch, a few hundred in all, would replace statistics of a million
-    pictures by noise, and training on batch statistics but testing on running ones adds a gap of
-    its own. Scale and shift still learn.
-    """
-    for module in backbone.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 (base of all three)
-            module.eval()
-
-
-def score(backbone: Backbone, head: Head, split: Split) -> Score:
-    """How good a state is on a split."""
-    logits = logits_of(head, features_of(backbone, split, stage="validation"))
-    loss = F.cross_entropy(logits, split.labels)
-    return Score(accuracy(logits, split.labels).value, -float(loss))
-
-
 def _accuracy(backbone: Backbone, head: Head, split: Split) -> Estimate:
     return accuracy(logits_of(head, features_of(backbone, split, stage="test")), split.labels)
 
@@ -213,14 +199,6 @@ def _optimizer(
         group for module, rate in rates for group in parameter_groups(module, rate=rate * factor)
     ]
     return torch.optim.AdamW(groups)
-
-
-def parameter_groups(module: nn.Module, *, rate: float) -> Iterator[dict[str, object]]:
-    """AdamW's groups: biases, scales and shifts are not decayed."""
-    parameters = list(module.parameters())
-    for is_matrix, decay in ((True, WEIGHT_DECAY), (False, 0.0)):
-        members = [p for p in parameters if (p.ndim > 1) == is_matrix]
-        yield {"params": members, "lr": rate, "weight_decay": decay}
 
 
 def _notes(metrics: Mapping[str, Estimate]) -> tuple[str, ...]:
