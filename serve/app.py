@@ -62,8 +62,8 @@ def _keep_grpc_on_loopback() -> None:
     """
     bind = replica.add_port_to_grpc_server
 
-    def bind_to_loopback(server: Any, _: str) -> int:
-        return bind(server, "127.0.0.1:0")
+    def bind_to_loopback(server: Any, address: str) -> int:
+        return bind(server, f"127.0.0.1:{address.rpartition(':')[2]}")
 
     replica.add_port_to_grpc_server = bind_to_loopback
 

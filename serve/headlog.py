@@ -41,7 +41,7 @@ class HeadLog:
         try:
             self._store = LocalStore(Path(url.removeprefix("file://")).absolute(), mkdir=True)
         except (BaseError, OSError) as error:
-            raise StoreError(f"The store {url!r} cannot be opened: {error}") from error
+            raise StoreError(f"The store {url!r} cannot be opened: {_reason(error)}") from error
 
     def put_blob(self, data: bytes) -> Digest:
         """Store bytes under their own digest; storing them again changes nothing.
@@ -55,7 +55,7 @@ class HeadLog:
         except AlreadyExistsError:
             pass
         except BaseError as error:
-            raise StoreError(f"Blob {digest} cannot be written to {self.url}: {error}") from error
+            raise StoreError(f"Blob {digest} cannot be written to {self.url}: {_reason(error)}") from error
         return digest
 
     def get_blob(self, digest: Digest) -> bytes:
@@ -67,7 +67,7 @@ class HeadLog:
         try:
             data = obstore.get(self._store, _blob_path(digest)).bytes().to_bytes()
         except (BaseError, FileNotFoundError) as error:
-            raise StoreError(f"Blob {digest} cannot be read from {self.url}: {error}") from error
+            raise StoreError(f"Blob {digest} cannot be read from {self.url}: {_reason(error)}") from error
         if digest_of(data) != digest:
             raise StoreError(f"Blob {digest} in {self.url} is damaged: its bytes hash otherwise.")
         return data
@@ -110,21 +110,29 @@ class HeadLog:
         """
         deadline = time.monotonic() + timeout_s
         while True:
+            failure = self._try_put(record)
             try:
-                obstore.put(
-                    self._store, _record_path(record.number), record.to_bytes(), mode="create"
-                )
-            except AlreadyExistsError:
-                pass
-            except BaseError as error:
-                if time.monotonic() > deadline:
-                    raise StoreError(
-                        f"Record {record.number} cannot be written to {self.url}: {error}"
-                    ) from error
-            standing = self.get_record(record.number)
+                standing = self.get_record(record.number)
+            except StoreError as error:
+                failure, standing = error, None
             if standing is not None:
                 return standing
+            if time.monotonic() > deadline:
+                reason = _reason(failure) if failure else "it is not there after it was written."
+                raise StoreError(
+                    f"Record {record.number} cannot be written to {self.url}: {reason}"
+                ) from failure
             time.sleep(PUT_RETRY_S)
+
+    def _try_put(self, record: Record) -> Exception | None:
+        """Why there was no reply to a put; None if there was one, "exists" included."""
+        try:
+            obstore.put(self._store, _record_path(record.number), record.to_bytes(), mode="create")
+        except AlreadyExistsError:
+            return None
+        except BaseError as error:
+            return error
+        return None
 
     def get_record(self, number: int) -> Record | None:
         """Read a record; None if its number is still free.
@@ -138,7 +146,7 @@ class HeadLog:
         except FileNotFoundError:
             return None
         except BaseError as error:
-            raise StoreError(f"Record {number} cannot be read from {self.url}: {error}") from error
+            raise StoreError(f"Record {number} cannot be read from {self.url}: {_reason(error)}") from error
         try:
             record = Record.model_validate_json(data)
         except ValidationError as error:
@@ -171,3 +179,8 @@ def _blob_path(digest: Digest) -> str:
 
 def _record_path(number: int) -> str:
     return f"log/{number:020d}.json"
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error; obstore puts a page of its internals below it."""
+    return str(error).partition("\n")[0]

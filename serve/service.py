@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import shutil
@@ -162,11 +164,13 @@ class Service:
         try:
             import ray  # noqa: PLC0415 (it may never have been imported)
 
-            if ray.is_initialized():
-                from ray import serve as ray_serve  # noqa: PLC0415
+            # Ray reports the end of its own controller as an error of it.
+            with contextlib.redirect_stderr(io.StringIO()):
+                if ray.is_initialized():
+                    from ray import serve as ray_serve  # noqa: PLC0415
 
-                ray_serve.shutdown()
-                ray.shutdown()
+                    ray_serve.shutdown()
+                    ray.shutdown()
         finally:
             if self._folder != Path():
                 shutil.rmtree(self._folder, ignore_errors=True)

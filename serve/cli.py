@@ -1,0 +1,297 @@
+"""The command line: `headstock …`. Thin: each command calls functions that a program could call.
+
+This is the composition root. The commands that learn or export live in `cli_learn.py` and import
+torch when they run, so that the rest works in an image that has none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from serve import cli_learn
+from serve.client import Client, ClientError, Prediction
+from serve.settings import load_settings
+
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="One student trunk, thousands of task heads, swapped live.",
+    epilog="Every command takes --debug, which shows the traceback of an error.",
+)
+cli_learn.add_to(app)
+
+out = Console()
+notes = Console(stderr=True)
+
+Server = Annotated[
+    str,
+    typer.Option(envvar="HEADSTOCK_SERVER", help="URL of the service.", show_default=True),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
+DEFAULT_SERVER = "http://127.0.0.1:8000"
+
+
+def main() -> None:
+    """Run a command; an error is one line, and the exit code says whether it worked."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    is_debug = len(arguments) < len(sys.argv) - 1
+    try:
+        app(args=arguments, prog_name="headstock")
+    except Exception as error:  # noqa: BLE001 (the last line of defence before the user)
+        if is_debug:
+            traceback.print_exc()
+        notes.print(f"headstock: {_one_line(error)}", style="red", markup=False, soft_wrap=True)
+        sys.exit(1)
+
+
+@app.command(epilog="Example: headstock serve --store ./store --trunk ./trunk --replicas 2")
+def serve(
+    store: Annotated[str | None, typer.Option(help="Folder of the head log.")] = None,
+    trunk: Annotated[
+        Path | None, typer.Option(help="Trunk folder, for a store that has none yet.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address; 127.0.0.1 unless given.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 8000 unless given.")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Processes; 2 unless given.")] = None,
+    proxy: Annotated[str, typer.Option(help="haproxy, or python where it cannot run.")] = (
+        "haproxy" if sys.platform == "linux" else "python"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Run the service here, until it is interrupted."""
+    from serve.service import Service  # noqa: PLC0415 (a second of imports, for this command only)
+
+    settings = load_settings(store=store, host=host, port=port, replicas=replicas)
+    is_over = threading.Event()
+    with ExitStack() as running:
+        with notes.status("starting") as status:
+            service = running.enter_context(
+                Service(
+                    settings,
+                    trunk=trunk,
+                    proxy=proxy,
+                    progress=lambda step: status.update(f"starting: {step}"),
+                )
+            )
+        # Only now: Ray sets handlers of its own while it starts, and a start that is interrupted
+        # ends by the exception that they raise.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: is_over.set())
+        if as_json:
+            ready = {"url": service.url, "pid": os.getpid(), "start_seconds": service.step_seconds}
+            sys.stdout.write(json.dumps(ready) + "\n")
+            sys.stdout.flush()
+        else:
+            out.print(f"Ready at {service.url} (Ctrl-C ends it)")
+        is_over.wait()
+        notes.print("stopping")
+
+
+@app.command(epilog="Example: headstock push ./pets-bundle --message 'more pictures of cats'")
+def push(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder or zip.")],
+    task: Annotated[str | None, typer.Option(help="Task; the bundle's own unless given.")] = None,
+    message: Annotated[str, typer.Option(help="Why; shown by history.")] = "",
+    new_labels: Annotated[
+        bool, typer.Option("--new-labels", help="Declare that the labels change.")
+    ] = False,
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Make a bundle live on every replica; returns when it is."""
+    with Client(server) as client, notes.status("pushing"):
+        pushed = client.push(bundle, task=task, message=message, new_labels=new_labels)
+    _show_swap("live", pushed, as_json=as_json)
+
+
+@app.command(epilog="Example: headstock rollback pets --to 3")
+def rollback(
+    task: Annotated[str, typer.Argument(help="Task.")],
+    to: Annotated[int | None, typer.Option(help="Version; the one before unless given.")] = None,
+    expected: Annotated[
+        int | None, typer.Option(help="Refuse unless this version is live.")
+    ] = None,
+    message: Annotated[str, typer.Option(help="Why; shown by history.")] = "",
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Make an older bundle live again, as a new version."""
+    with Client(server) as client:
+        rolled_back = client.rollback(task, to=to, expected=expected, message=message)
+    _show_swap("rolled back", rolled_back, as_json=as_json)
+
+
+@app.command(epilog="Example: headstock status")
+def status(server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
+    """Show what is live."""
+    with Client(server) as client:
+        live = client.tasks()
+    if as_json:
+        _print_json(live)
+        return
+    out.print(f"trunk {_short(live['trunk'] or 'none')}, record {live['log_number']}")
+    _print_versions(live["tasks"], first="task")
+
+
+@app.command(epilog="Example: headstock history pets")
+def history(
+    task: Annotated[str, typer.Argument(help="Task.")],
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Show every version of a task, oldest first."""
+    with Client(server) as client:
+        versions = client.versions(task)
+    if as_json:
+        _print_json(versions)
+        return
+    _print_versions(versions, first="version")
+
+
+@app.command(epilog="Example: headstock predict pets cat.jpg dog.jpg --top 3")
+def predict(
+    task: Annotated[str, typer.Argument(help="Task.")],
+    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    top: Annotated[int, typer.Option(min=1, help="Labels to show of each picture.")] = 1,
+    server: Server = DEFAULT_SERVER,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON line a picture and nothing else.")
+    ] = False,
+) -> None:
+    """Ask a task of pictures."""
+    paths = _pictures(images)
+    table = Table("picture", "label", "score", "version")
+    num_failed = 0
+    with Client(server) as client:
+        for path in track(paths, "asking", console=notes, transient=True):
+            try:
+                prediction = client.predict(task, path)
+            except ClientError as error:
+                if error.status not in {413, 415}:  # the picture's own fault: go on with the next
+                    raise
+                num_failed += 1
+                _show_failure(path, error, as_json=as_json)
+                continue
+            if as_json:
+                _print_json_line({"picture": str(path), **_best(prediction, top)})
+            else:
+                _add_rows(table, path, prediction, top)
+    if table.rows:
+        out.print(table)
+    if num_failed:
+        raise ClientError(415, f"{num_failed} of {len(paths)} pictures could not be read.")
+
+
+def _pictures(images: list[Path]) -> list[Path]:
+    """The files named, and the pictures in the folders named.
+
+    Raises:
+        FileNotFoundError: a path is missing, or a folder holds no picture.
+    """
+    paths: list[Path] = []
+    for image in images:
+        if image.is_dir():
+            found = sorted(p for p in image.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+            if not found:
+                raise FileNotFoundError(f"There is no picture in {image}.")
+            paths += found
+        elif image.is_file():
+            paths.append(image)
+        else:
+            raise FileNotFoundError(f"There is no picture at {image}.")
+    return paths
+
+
+def _best(prediction: Prediction, top: int) -> dict[str, Any]:
+    scores = sorted(prediction.scores.items(), key=lambda item: -item[1])[:top]
+    return {
+        "task": prediction.task,
+        "version": prediction.version,
+        "label": prediction.label,
+        "score": prediction.score,
+        "scores": dict(scores),
+    }
+
+
+def _add_rows(table: Table, path: Path, prediction: Prediction, top: int) -> None:
+    for place, (label, score) in enumerate(_best(prediction, top)["scores"].items()):
+        picture, version = (str(path), str(prediction.version)) if place == 0 else ("", "")
+        table.add_row(picture, label, f"{score:.3f}", version)
+
+
+def _show_failure(path: Path, error: ClientError, *, as_json: bool) -> None:
+    if as_json:
+        _print_json_line({"picture": str(path), "error": str(error)})
+    else:
+        notes.print(f"{path}: {error}", style="red", markup=False, soft_wrap=True)
+
+
+def _show_swap(what: str, swapped: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        _print_json(swapped)
+        return
+    swap = swapped["swap"]
+    out.print(
+        f"{swapped['task']} version {swapped['version']} is {what} on {swap['replicas']} replicas: "
+        f"staged in {swap['stage_ms']:.0f} ms, held for {swap['hold_ms']:.0f} ms "
+        f"({_short(swapped['bundle'])})"
+    )
+
+
+def _print_versions(versions: list[dict[str, Any]], *, first: str) -> None:
+    columns = ["task", "version", "action", "bundle", "labels", "when (UTC)", "message"]
+    table = Table(*(columns if first == "task" else columns[1:]))
+    for version in versions:
+        labels = version["labels"]
+        more = f" +{len(labels) - 4}" if len(labels) > 4 else ""  # noqa: PLR2004
+        action = version["action"]
+        if version["rolled_back_to"]:
+            action += f" to {version['rolled_back_to']}"
+        cells = [
+            version["task"],
+            str(version["version"]),
+            action,
+            _short(version["bundle"]),
+            ", ".join(labels[:4]) + more,
+            version["written_at"][:19].replace("T", " "),
+            version["message"],
+        ]
+        table.add_row(*(cells if first == "task" else cells[1:]))
+    out.print(table)
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def _print_json_line(value: object) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+def _short(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:12]
+
+
+def _one_line(error: Exception) -> str:
+    """What happened, for a person; errors that are not ours are named by their kind too."""
+    text = " ".join(str(error).split())
+    is_ours = type(error).__module__.partition(".")[0] in {"serve", "models", "export"}
+    if is_ours or isinstance(error, FileNotFoundError):
+        return text
+    return f"{type(error).__name__}: {text}"

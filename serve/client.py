@@ -1,0 +1,189 @@
+"""A client of the service: predictions, pushes, and what is live."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+from export.bundle import MANIFEST, Bundle
+
+TRIES = 3
+
+
+class ClientError(Exception):
+    """The service said no, or did not answer.
+
+    Args:
+        status: HTTP status, 0 if there was no answer.
+        gates: Verdicts of the admission gates, for a push that was refused.
+    """
+
+    def __init__(self, status: int, detail: str, gates: Sequence[dict[str, Any]] = ()) -> None:
+        super().__init__(detail)
+        self.status, self.gates = status, gates
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one version of a task says of a picture."""
+
+    task: str
+    version: int
+    bundle: str
+    label: str
+    score: float
+    scores: dict[str, float]
+
+
+class Client:
+    """Talks to one service.
+
+    Every request is safe to repeat, predictions because they change nothing and changes because
+    each carries a key of its own; so one whose connection broke is sent again, a few times.
+
+    Args:
+        url: Where the service answers, as `headstock serve` prints it.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float = 60.0) -> None:
+        self.url = url
+        self._http = httpx.Client(base_url=url, timeout=timeout_s)
+
+    def __enter__(self) -> Self:
+        """Use the client for a while."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close its connections."""
+        self._http.close()
+
+    def predict(self, task: str, image: bytes | Path) -> Prediction:
+        """Ask one task of one picture (a JPEG, PNG or WebP file, or its bytes).
+
+        Raises:
+            ClientError: the service said no.
+        """
+        return Prediction(**self._send("POST", f"/predict/{task}", content=_bytes(image)))
+
+    def predict_tasks(self, tasks: Sequence[str] | None, image: bytes | Path) -> list[Prediction]:
+        """Ask several tasks of one picture, or all of them (None), in one snapshot of versions.
+
+        Raises:
+            ClientError: the service said no.
+        """
+        names = "*" if tasks is None else ",".join(tasks)
+        body = self._send("POST", "/predict", params={"tasks": names}, content=_bytes(image))
+        return [Prediction(**result) for result in body["results"]]
+
+    def push(
+        self,
+        bundle: Bundle | Path,
+        *,
+        task: str | None = None,
+        message: str = "",
+        new_labels: bool = False,
+        key: str | None = None,
+    ) -> dict[str, Any]:
+        """Push a bundle, its folder or its zip; returns when it is live on every replica.
+
+        Args:
+            task: The task to push to; the one that the bundle was made for if it is not given.
+            new_labels: Declare that the labels are not those that are live.
+            key: Makes repeated pushes one change; a new one for each call if it is not given.
+
+        Raises:
+            ClientError: a gate said no, or another reason.
+            BundleError: it is no bundle.
+        """
+        if isinstance(bundle, Path):
+            bundle = read_bundle(bundle)
+        return self._send(
+            "POST",
+            f"/tasks/{task or bundle.manifest.task}/versions",
+            params={"message": message, "new_labels": str(new_labels).lower()},
+            content=bundle.to_zip(),
+            headers={"content-type": "application/zip", "idempotency-key": key or uuid.uuid4().hex},
+        )
+
+    def rollback(
+        self, task: str, *, to: int | None = None, expected: int | None = None, message: str = ""
+    ) -> dict[str, Any]:
+        """Make an older version's bundle live again: that of `to`, or the one before.
+
+        Args:
+            expected: Refuse unless this version is live.
+
+        Raises:
+            ClientError: the service said no.
+        """
+        command = {"to": to, "expected": expected, "message": message}
+        return self._send(
+            "POST",
+            f"/tasks/{task}/rollback",
+            json=command,
+            headers={"idempotency-key": uuid.uuid4().hex},
+        )
+
+    def tasks(self) -> dict[str, Any]:
+        """What is live.
+
+        Raises:
+            ClientError: the service said no.
+        """
+        return self._send("GET", "/tasks")
+
+    def versions(self, task: str) -> list[dict[str, Any]]:
+        """Every version of a task, oldest first.
+
+        Raises:
+            ClientError: the service said no.
+        """
+        return self._send("GET", f"/tasks/{task}/versions")["versions"]
+
+    def _send(self, method: str, path: str, **content: Any) -> Any:
+        for attempt in range(1, TRIES + 1):
+            try:
+                response = self._http.request(method, path, **content)
+            except httpx.TransportError as error:
+                if attempt < TRIES:
+                    continue
+                raise ClientError(
+                    0, f"{self.url} does not answer: {error or type(error).__name__}."
+                ) from error
+            return _body(response)
+        raise AssertionError
+
+
+def read_bundle(path: Path) -> Bundle:
+    """A bundle from its folder or its zip file.
+
+    Raises:
+        BundleError: it is no bundle.
+        FileNotFoundError: there is nothing.
+    """
+    if path.is_dir() or not path.exists():
+        if not (path / MANIFEST).is_file():
+            raise FileNotFoundError(f"There is no bundle at {path}.")
+        return Bundle.of_folder(path)
+    return Bundle.of_zip(path.read_bytes())
+
+
+def _bytes(image: bytes | Path) -> bytes:
+    return image.read_bytes() if isinstance(image, Path) else image
+
+
+def _body(response: httpx.Response) -> Any:
+    if response.is_success:
+        return response.json()
+    if response.headers.get("content-type") == "application/problem+json":
+        problem = response.json()
+        raise ClientError(response.status_code, problem["detail"], problem.get("gates", ()))
+    raise ClientError(
+        response.status_code,
+        f"{response.url} answers {response.status_code}: {response.text[:200]}",
+    )
