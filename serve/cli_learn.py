@@ -1,9 +1,289 @@
-"""The commands that learn and export; they import torch when they run."""
+"""The commands that learn and export: `teach`, `distil`, `export`, `head`, `demo`.
+
+Part of the composition root: `models` and `export` are imported when a command runs, so that the
+command line works in an image without torch.
+"""
 
 from __future__ import annotations
 
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+console = Console()
+notes = Console(stderr=True)
+
+Data = Annotated[
+    str,
+    typer.Argument(
+        help="Folder DATA/[train|test/]CLASS/*.jpg, or one of scikit-learn's digits tasks: "
+        "digits, parity, loop, at_least_five."
+    ),
+]
+Out = Annotated[Path, typer.Option(help="Folder to write.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="torchvision (downloads), or a .safetensors or .pth file; none if not given."
+    ),
+]
+Augment = Annotated[
+    Literal["photos", "drawings", "none"] | None,
+    typer.Option("--augment", help="By the kind of data unless given."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Add these commands to the command line."""
+    for command, example in (
+        (teach, "teach ./pets --weights torchvision --out ./teacher"),
+        (distil, "distil --teacher ./teacher --data ./pets --student resnet18 --out ./student"),
+        (export, "export ./student --out ./trunk"),
+        (head, "head ./pets --trunk ./trunk --task pets --out ./bundle"),
+        (demo, "demo"),
+    ):
+        app.command(epilog=f"Example: headstock {example}")(command)
+
+
+def teach(
+    data: Data,
+    out: Out,
+    backbone: Annotated[
+        str, typer.Option(help="Name, or your own: my_nets.py:function.")
+    ] = "mobilenet_v2",
+    weights: Weights = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Accept a backbone without weights.")
+    ] = False,
+    epochs: Annotated[int | None, typer.Option(min=0, help="Most epochs; 0: head alone.")] = None,
+    augment: Augment = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune a teacher: its head first, then every layer; the best on validation is kept."""
+    from models.recipe import make_teacher  # noqa: PLC0415
+
+    with _progress() as progress:
+        made = make_teacher(
+            data,
+            out,
+            backbone=backbone,
+            weights=weights,
+            allow_untrained=from_scratch,
+            augmentation=augment,
+            num_epochs=epochs,
+            seed=seed,
+            command=_command(),
+            progress=progress,
+        )
+    _say(str(made.weights), *_left_out(made.data), *made.taught.notes)
+    more = {
+        "parameters": made.taught.backbone.num_parameters,
+        "best_epoch": made.taught.best_epoch,
+        "seconds": round(made.taught.seconds, 1),
+        "pictures": made.data.counts,
+        "out": str(out),
+    }
+    _show("teacher", made.taught.metrics, more, as_json=as_json)
+
+
+def distil(
+    teacher: Annotated[list[Path], typer.Option(help="Teacher folder; once for each teacher.")],
+    data: Annotated[list[str], typer.Option(help="Its data, in the same order.")],
+    student: Annotated[str, typer.Option(help="Backbone: a name, or my_nets.py:function.")],
+    out: Out,
+    weights: Weights = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Softening factor, above 0.")] = None,
+    soft_weight: Annotated[
+        float | None, typer.Option(help="Teachers against labels, 0 to 1; 0: labels only.")
+    ] = None,
+    feature_weight: Annotated[
+        float | None, typer.Option(help="Weight of feature matching; 0: none.")
+    ] = None,
+    augment: Augment = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Distil one student trunk from one or several teachers."""
+    from models.recipe import make_student  # noqa: PLC0415
+
+    settings = {
+        "num_epochs": epochs,
+        "temperature": temperature,
+        "soft_weight": soft_weight,
+        "feature_weight": feature_weight,
+    }
+    with _progress() as progress:
+        made = make_student(
+            teacher,
+            data,
+            out,
+            student=student,
+            weights=weights,
+            augmentation=augment,
+            seed=seed,
+            command=_command(),
+            progress=progress,
+            **{name: value for name, value in settings.items() if value is not None},
+        )
+    _say(str(made.weights), *(line for lesson in made.lessons for line in _left_out(lesson.data)))
+    more = {
+        "parameters": made.distilled.student.num_parameters,
+        "teacher_parameters": list(made.teacher_parameters),
+        "best_epoch": made.distilled.best_epoch,
+        "seconds": round(made.distilled.seconds, 1),
+        "pictures": made.distilled.num_pictures,
+        "out": str(out),
+    }
+    _show("student", made.distilled.metrics, more, as_json=as_json)
+
+
+def export(
+    student: Annotated[Path, typer.Argument(help="Student folder.")],
+    out: Out,
+    as_json: AsJson = False,
+) -> None:
+    """Export a student as a trunk, and prove that the graph computes the same."""
+    from export.recipe import make_trunk  # noqa: PLC0415
+
+    with _progress() as progress:
+        report = make_trunk(student, out, command=_command(), progress=progress)
+    if as_json:
+        parity = {name: vars(value) for name, value in report.parity.items()}
+        size = {"trunk": report.digest, "graph_bytes": report.graph_bytes}
+        _print_json({**size, "parity": parity, "out": str(out)})
+        return
+    table = Table("output", "largest difference", "of its scale", "limit", "same largest value")
+    for name, parity in report.parity.items():
+        table.add_row(
+            name,
+            f"{parity.largest_absolute:.1e}",
+            f"{parity.largest_relative:.1e}",
+            f"{parity.tolerance:.0e}",
+            f"{parity.argmax_agreement:.1%} of {parity.num_pictures}",
+        )
+    console.print(table)
+    console.print(f"trunk {report.digest}, {report.graph_bytes / 1e6:.2f} MB, in {out}")
+
+
+def head(
+    data: Data,
+    trunk: Annotated[Path, typer.Option(help="Trunk folder.")],
+    task: Annotated[str, typer.Option(help="Name that callers will use.")],
+    out: Out,
+    strategy: Annotated[
+        Literal["linear", "cosine"] | None,
+        typer.Option(help="linear, or cosine prototypes; by the number of pictures if not given."),
+    ] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train a head on a trunk and write it as a bundle, ready to push."""
+    from export.recipe import make_head  # noqa: PLC0415
+
+    with _progress() as progress:
+        made = make_head(
+            data,
+            trunk,
+            task=task,
+            kind=strategy,
+            seed=seed,
+            command=_command(),
+            progress=progress,
+        )
+    made.bundle.write(out)
+    _say(*_left_out(made.data), *made.trained.notes)
+    more = {
+        "strategy": made.trained.kind,
+        "bundle": made.bundle.digest,
+        "bundle_bytes": made.bundle.size_bytes,
+        "pictures": made.data.counts,
+        "out": str(out),
+    }
+    _show(f"head of {task}", made.trained.metrics, more, as_json=as_json)
+
+
+def demo(
+    stay: Annotated[bool, typer.Option("--stay", help="Leave the service up.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Tell the whole story on real handwritten digits, in about two minutes."""
+    from serve.demo import run_demo  # noqa: PLC0415
+
+    report = run_demo(stay=stay, is_quiet=as_json)
+    if as_json:
+        _print_json(report.as_dict())
+    if report.failures:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[Any], None]]:
+    """Show each stage as a bar, on standard error."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} {task.fields[note]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=notes) as bars:
+        stages: dict[str, TaskID] = {}
+
+        def show(step: Any) -> None:
+            if step.stage not in stages:
+                stages[step.stage] = bars.add_task(step.stage, total=step.total, note="")
+            bars.update(stages[step.stage], completed=step.done, total=step.total, note=step.note)
+
+        yield show
+
+
+def _show(what: str, metrics: Mapping[str, Any], more: dict[str, Any], *, as_json: bool) -> None:
+    """The accuracies with their intervals, and what else is known."""
+    if as_json:
+        _print_json({"metrics": {name: vars(value) for name, value in metrics.items()}, **more})
+        return
+    table = Table(what, "accuracy", "95 % interval", "pictures")
+    for name, value in metrics.items():
+        interval = f"{value.low:.3f} to {value.high:.3f}"
+        table.add_row(name, f"{value.value:.3f}", interval, str(value.num_samples))
+    console.print(table)
+    if isinstance(more.get("pictures"), dict):
+        console.print(_balance(more.pop("pictures")))
+    console.print(", ".join(f"{name} {value}" for name, value in more.items()), soft_wrap=True)
+
+
+def _balance(counts: dict[str, dict[str, int]]) -> Table:
+    """Pictures of each class in each split."""
+    table = Table("pictures", *counts)
+    for label in next(iter(counts.values())):
+        table.add_row(label, *(str(split[label]) for split in counts.values()))
+    return table
+
+
+def _left_out(data: Any) -> list[str]:
+    return [f"left out {skipped.path}: {skipped.reason}" for skipped in data.skipped]
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        notes.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _command() -> str:
+    return shlex.join(["headstock", *sys.argv[1:]])
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")

@@ -13,7 +13,7 @@ import logging
 import secrets
 import time
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from serve import protocol
 from serve.headlog import HeadLog, StoreError
@@ -33,6 +33,7 @@ START_S = 60.0  # one that has never been heard of may still be starting
 ATTEMPTS = 3
 
 
+@runtime_checkable
 class Fleet(Protocol):
     """The replica processes, as the runtime sees them."""
 

@@ -55,7 +55,9 @@ class HeadLog:
         except AlreadyExistsError:
             pass
         except BaseError as error:
-            raise StoreError(f"Blob {digest} cannot be written to {self.url}: {_reason(error)}") from error
+            raise StoreError(
+                f"Blob {digest} cannot be written to {self.url}: {_reason(error)}"
+            ) from error
         return digest
 
     def get_blob(self, digest: Digest) -> bytes:
@@ -67,7 +69,9 @@ class HeadLog:
         try:
             data = obstore.get(self._store, _blob_path(digest)).bytes().to_bytes()
         except (BaseError, FileNotFoundError) as error:
-            raise StoreError(f"Blob {digest} cannot be read from {self.url}: {_reason(error)}") from error
+            raise StoreError(
+                f"Blob {digest} cannot be read from {self.url}: {_reason(error)}"
+            ) from error
         if digest_of(data) != digest:
             raise StoreError(f"Blob {digest} in {self.url} is damaged: its bytes hash otherwise.")
         return data
@@ -111,14 +115,17 @@ class HeadLog:
         deadline = time.monotonic() + timeout_s
         while True:
             failure = self._try_put(record)
+            is_late = time.monotonic() > deadline
             try:
                 standing = self.get_record(record.number)
-            except StoreError as error:
-                failure, standing = error, None
+            except StoreError:
+                if is_late:
+                    raise
+                standing = None
             if standing is not None:
                 return standing
-            if time.monotonic() > deadline:
-                reason = _reason(failure) if failure else "it is not there after it was written."
+            if is_late:
+                reason = _reason(failure) if failure else "it is absent after being written."
                 raise StoreError(
                     f"Record {record.number} cannot be written to {self.url}: {reason}"
                 ) from failure
@@ -146,7 +153,9 @@ class HeadLog:
         except FileNotFoundError:
             return None
         except BaseError as error:
-            raise StoreError(f"Record {number} cannot be read from {self.url}: {_reason(error)}") from error
+            raise StoreError(
+                f"Record {number} cannot be read from {self.url}: {_reason(error)}"
+            ) from error
         try:
             record = Record.model_validate_json(data)
         except ValidationError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from serve.messages import Change, Directive, Outcome, Poll
 
@@ -11,6 +11,7 @@ class LinkError(Exception):
     """The conductor cannot be reached now."""
 
 
+@runtime_checkable
 class Link(Protocol):
     """The conductor, from afar: blocking for the watcher's thread, awaitable for requests."""
 

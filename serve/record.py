@@ -9,11 +9,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from export.bundle import Digest, TaskName, digest_of
 
 ORIGIN: Digest = digest_of(b"")  # what the first record names as the one before it
+
+
+def _storable(text: str) -> str:
+    # Half a surrogate pair passes for a string, in JSON too, and would fail only when the record
+    # is written, in the middle of a swap.
+    text.encode()
+    return text
+
+
+Text = Annotated[str, AfterValidator(_storable)]
 
 
 class HeadLogError(Exception):
@@ -27,9 +37,9 @@ class _Entry(BaseModel):
 class Verdict(_Entry):
     """What one admission gate said."""
 
-    gate: str
+    gate: Text
     passed: bool
-    reason: str
+    reason: Text
 
 
 class TaskChange(_Entry):
@@ -39,7 +49,7 @@ class TaskChange(_Entry):
     version: Annotated[int, Field(ge=1)]
     action: Literal["push", "rollback"]
     bundle: Digest
-    labels: tuple[str, ...]
+    labels: tuple[Text, ...]
     rolled_back_to: int | None = None
 
 
@@ -57,12 +67,12 @@ class Record(_Entry):
     number: Annotated[int, Field(ge=1)]
     kind: Literal["commit", "abort"]
     previous: Digest = Field(description="digest of the record before; of nothing for the first")
-    writer: str
-    written_at: str = Field(description="UTC, ISO 8601; for people, nothing is decided by it")
+    writer: Text
+    written_at: Text = Field(description="UTC, ISO 8601; for people, nothing is decided by it")
     changes: tuple[TaskChange, ...] = ()
     trunk: TrunkChange | None = None
-    idempotency_key: str = ""
-    message: str = ""
+    idempotency_key: Text = ""
+    message: Text = ""
     verdicts: tuple[Verdict, ...] = ()
 
     def to_bytes(self) -> bytes:

@@ -1,0 +1,205 @@
+"""From a folder of pictures to a teacher's folder, from teachers to a student's: whole recipes.
+
+What the command line and the demo call; each function reads like the steps that it takes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import UInt8
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models import transfer
+from models.augment import DRAWINGS, PHOTOS, Augmentation
+from models.backbones import Backbone, build_backbone
+from models.checkpoint import load_teacher, save_student, save_teacher
+from models.data import DataError, PictureData, to_batch
+from models.digits import DIGIT_TASKS, load_digit_task
+from models.distil import Distillation, DistillationError, Lesson, distil
+from models.folders import load_folder
+from models.progress import ProgressCallback, unheard
+from models.record import TaskRecord
+from models.weights import WeightsReport
+
+SAMPLES = "samples.safetensors"
+NUM_SAMPLES = 32  # pictures kept beside a student, so that its export is checked on real ones
+
+AUGMENTATIONS: Mapping[str, Augmentation | None] = {
+    "photos": PHOTOS,
+    "drawings": DRAWINGS,
+    "none": None,
+}
+
+
+@dataclass(frozen=True)
+class MadeTeacher:
+    """A teacher that was written to its folder."""
+
+    data: PictureData
+    taught: transfer.Teaching
+    weights: WeightsReport
+
+
+@dataclass(frozen=True)
+class MadeStudent:
+    """A student that was written to its folder.
+
+    Args:
+        teacher_parameters: Learned values of each teacher's backbone.
+    """
+
+    lessons: tuple[Lesson, ...]
+    distilled: Distillation
+    weights: WeightsReport
+    teacher_parameters: tuple[int, ...]
+
+
+def read_data(source: str, *, seed: int, progress: ProgressCallback = unheard) -> PictureData:
+    """A folder of pictures, or one of the digits tasks by its name if there is no such folder.
+
+    Raises:
+        DataError: neither, or the folder cannot be learned from.
+    """
+    if Path(source).exists():
+        return load_folder(Path(source), seed=seed, progress=progress)
+    for task in DIGIT_TASKS:
+        if source == task:
+            return load_digit_task(task, seed=seed)
+    raise DataError(
+        f"There is no folder {source}; expected one with a subfolder a class, or one of "
+        f"{', '.join(DIGIT_TASKS)} (scikit-learn's handwritten digits)."
+    )
+
+
+def default_augmentation(data: PictureData) -> str:
+    """Photos may be mirrored; writing may not."""
+    return "drawings" if data.name in DIGIT_TASKS else "photos"
+
+
+def make_teacher(
+    source: str,
+    out: Path,
+    *,
+    backbone: str,
+    weights: str | None,
+    allow_untrained: bool,
+    augmentation: str | None,
+    num_epochs: int | None,
+    seed: int,
+    command: str,
+    progress: ProgressCallback = unheard,
+) -> MadeTeacher:
+    """Fine-tune a teacher on a folder of pictures and write its folder.
+
+    Args:
+        augmentation: A key of `AUGMENTATIONS`; None chooses by the kind of data.
+        num_epochs: None: the usual number.
+
+    Raises:
+        LearningError: data, weights, backbone or training are not what they have to be.
+    """
+    data = read_data(source, seed=seed, progress=progress)
+    net, report = build_backbone(
+        backbone, weights=weights, allow_untrained=allow_untrained, seed=seed
+    )
+    taught = transfer.teach(
+        net,
+        data,
+        from_scratch=not report.is_trained,
+        augmentation=AUGMENTATIONS[augmentation or default_augmentation(data)],
+        seed=seed,
+        num_epochs=transfer.NUM_EPOCHS if num_epochs is None else num_epochs,
+        progress=progress,
+    )
+    save_teacher(
+        out,
+        taught.backbone,
+        taught.head,
+        labels=data.labels,
+        data=data.record(),
+        metrics=taught.metrics,
+        seed=seed,
+        command=command,
+    )
+    return MadeTeacher(data, taught, report)
+
+
+def make_student(
+    teachers: Sequence[Path],
+    sources: Sequence[str],
+    out: Path,
+    *,
+    student: str,
+    weights: str | None,
+    augmentation: str | None,
+    seed: int,
+    command: str,
+    progress: ProgressCallback = unheard,
+    **settings: float,
+) -> MadeStudent:
+    """Distil a student from teachers and the data that they learned from, and write its folder.
+
+    Args:
+        settings: Of `distil`: `num_epochs`, `temperature`, `soft_weight`, `feature_weight`.
+
+    Raises:
+        LearningError: data, weights, backbones or training are not what they have to be.
+    """
+    if len(teachers) != len(sources):
+        raise DistillationError(
+            f"There are {len(teachers)} teachers and {len(sources)} data; give one for each, in "
+            "the same order."
+        )
+    known = [load_teacher(folder) for folder in teachers]
+    lessons = tuple(
+        Lesson(
+            teacher.backbone,
+            teacher.head,
+            teacher.labels,
+            # The teacher's own seed, so that nothing it trained on is tested on.
+            read_data(source, seed=teacher.record.seed, progress=progress),
+        )
+        for teacher, source in zip(known, sources, strict=True)
+    )
+    net, report = build_backbone(student, weights=weights, allow_untrained=True, seed=seed)
+    chosen = augmentation or default_augmentation(lessons[0].data)
+    distilled = distil(
+        net,
+        lessons,
+        from_scratch=not report.is_trained,
+        augmentation=AUGMENTATIONS[chosen],
+        seed=seed,
+        progress=progress,
+        **settings,  # pyrefly: ignore[bad-argument-type]
+    )
+    tasks = tuple(
+        TaskRecord(
+            labels=lesson.labels, teacher=lesson.backbone.reference, data=lesson.data.record()
+        )
+        for lesson in lessons
+    )
+    save_student(out, net, tasks=tasks, metrics=distilled.metrics, seed=seed, command=command)
+    save_file({"pictures": _samples(lessons, net)}, out / SAMPLES)
+    sizes = tuple(teacher.backbone.num_parameters for teacher in known)
+    return MadeStudent(lessons, distilled, report, sizes)
+
+
+def load_samples(folder: Path) -> UInt8[Tensor, "pictures height width 3"]:
+    """The pictures that were kept beside a student.
+
+    Raises:
+        DataError: they are missing.
+    """
+    if not (folder / SAMPLES).is_file():
+        raise DataError(f"{folder / SAMPLES} is missing; distil the student again.")
+    return load_file(folder / SAMPLES)["pictures"]
+
+
+def _samples(lessons: Sequence[Lesson], net: Backbone) -> UInt8[Tensor, "pictures height width 3"]:
+    each = -(-NUM_SAMPLES // len(lessons))
+    return torch.cat(
+        [to_batch(lesson.data.test.pictures[:each], net.preprocessing) for lesson in lessons]
+    )
