@@ -12,13 +12,23 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 50_000_000  # about 7,000 x 7,000; 150 MB once decoded
 
 # The bound is ours (`max_pixels`, checked before any pixel is decoded); Pillow's would warn first.
 Image.MAX_IMAGE_PIXELS = None
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class PictureError(ValueError):
@@ -101,7 +111,7 @@ def decode(data: bytes, *, shorter_side_px: int, max_pixels: int = MAX_PIXELS) -
             scale = shorter_side_px / min(width, height)
             # Does nothing unless the file is a JPEG; never goes below the size asked for.
             image.draft("RGB", (max(1, round(width * scale)), max(1, round(height * scale))))
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return _to_rgb(_upright(image))
     except PictureError:
         raise
     except Image.UnidentifiedImageError as error:
@@ -116,17 +126,18 @@ def decode(data: bytes, *, shorter_side_px: int, max_pixels: int = MAX_PIXELS) -
 def fit(picture: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Resize the shorter side to `resize_px` (bilinear, antialiased), crop the centre square.
 
+    Both in one step: only the square is resampled. A picture of 1 x 30,000 pixels would otherwise
+    grow to 256 x 7,680,000 before its centre is cut out.
+
     Returns:
         RGB uint8 [size_px, size_px, 3].
     """
-    size, shorter = preprocessing.size_px, preprocessing.resize_px
-    scale = shorter / min(picture.size)
-    width, height = (max(shorter, round(side * scale)) for side in picture.size)
-    resized = picture
-    if (width, height) != picture.size:
-        resized = picture.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
-    return np.asarray(resized.crop((left, top, left + size, top + size)), dtype=np.uint8)
+    width, height = picture.size
+    side = min(width, height) * preprocessing.size_px / preprocessing.resize_px
+    left, top = (width - side) / 2, (height - side) / 2
+    size = (preprocessing.size_px, preprocessing.size_px)
+    box = (left, top, left + side, top + side)
+    return np.asarray(picture.resize(size, Image.Resampling.BILINEAR, box=box), dtype=np.uint8)
 
 
 def to_pixels(array: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
@@ -137,6 +148,17 @@ def to_pixels(array: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray
 def stack(pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """One batch uint8 [batch, height, width, 3] of pictures that all have one size."""
     return np.stack(pictures)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn the picture as its EXIF orientation says; damaged EXIF counts as none."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    # Its parser raises whatever the damaged bytes lead to; the pixels may still be fine.
+    except Exception:  # noqa: BLE001
+        return image
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
