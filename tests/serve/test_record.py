@@ -1,0 +1,230 @@
+"""What the log's records fold to."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from export.bundle import digest_of
+from serve.record import (
+    ORIGIN,
+    HeadLogError,
+    LogView,
+    Record,
+    TaskChange,
+    TrunkChange,
+    Verdict,
+    fold,
+)
+
+TRUNK = TrunkChange(trunk=digest_of(b"trunk"), manifest=digest_of(b"trunk.json"))
+
+
+def change(task: str, version: int) -> TaskChange:
+    """A push of a task; its bundle says which."""
+    bundle = digest_of(f"{task} {version}".encode())
+    return TaskChange(
+        task=task, version=version, action="push", bundle=bundle, labels=("no", "yes")
+    )
+
+
+CHANGE = change("pets", 1).model_dump()
+
+
+def record(after: LogView, *changes: TaskChange, **fields: object) -> Record:
+    """A commit that follows a view."""
+    first = {"number": after.number + 1, "kind": "commit", "previous": after.tip}
+    return Record.model_validate(
+        {"writer": "w", "written_at": "now", "changes": changes, **first, **fields}
+    )
+
+
+def log_of(*changes: TaskChange) -> tuple[LogView, list[Record]]:
+    """A log with one commit for each change."""
+    view = LogView()
+    records: list[Record] = []
+    for one in changes:
+        records.append(record(view, one))
+        view = fold(view, records[-1:])
+    return view, records
+
+
+def test_an_empty_log_has_nothing_live() -> None:
+    """The first record follows record 0, which is nothing."""
+    view = fold(LogView(), [])
+
+    assert (view.number, view.tip, view.live_number) == (0, ORIGIN, 0)
+    assert view.live("pets") is None
+    assert view.made_by("key") is None
+    assert digest_of(b"") == ORIGIN
+
+
+def test_the_last_commit_of_a_task_is_live() -> None:
+    """Every task has its own versions, oldest first, each with the number that made it so."""
+    view, _ = log_of(change("pets", 1), change("cars", 1), change("pets", 2))
+    pets, cars = view.live("pets"), view.live("cars")
+
+    assert view.live_number == view.number == 3
+    assert pets is not None
+    assert (pets.change, pets.number) == (change("pets", 2), 3)
+    assert cars is not None
+    assert (cars.change, cars.number) == (change("cars", 1), 2)
+    assert [v.change.version for v in view.tasks["pets"]] == [1, 2]
+
+
+def test_one_record_may_change_several_tasks() -> None:
+    """They go live together."""
+    view = fold(LogView(), [record(LogView(), change("pets", 1), change("cars", 1))])
+
+    assert {task: v[-1].number for task, v in view.tasks.items()} == {"pets": 1, "cars": 1}
+
+
+def test_a_version_keeps_what_its_record_says_of_it() -> None:
+    """Who reads the history sees when, why, and what the gates said."""
+    verdict = Verdict(gate="golden", passed=True, reason="3 of 3 agree")
+    made = record(
+        LogView(), change("pets", 1), message="better", idempotency_key="k", verdicts=(verdict,)
+    )
+
+    live = fold(LogView(), [made]).live("pets")
+
+    assert live is not None
+    assert (live.written_at, live.message) == ("now", "better")
+    assert (live.idempotency_key, live.verdicts) == ("k", (verdict,))
+
+
+def test_an_abort_uses_up_its_number_and_changes_nothing() -> None:
+    """Even if it carries changes, a trunk and a key; the next record follows it."""
+    view, _ = log_of(change("pets", 1))
+    abort = record(view, change("pets", 2), kind="abort", trunk=TRUNK, idempotency_key="k")
+
+    after = fold(view, [abort])
+
+    assert (after.number, after.tip) == (2, abort.digest)
+    assert (after.live_number, after.tasks, after.trunk) == (1, view.tasks, None)
+    assert after.made_by("k") is None
+    assert fold(after, [record(after, change("pets", 2))]).live_number == 3
+
+
+def test_the_trunk_stays_until_a_record_names_another() -> None:
+    """Records of heads do not repeat it."""
+    view = fold(LogView(), [record(LogView(), trunk=TRUNK)])
+
+    assert fold(view, [record(view, change("pets", 1))]).trunk == TRUNK
+
+
+def test_an_idempotency_key_finds_the_version_that_it_made() -> None:
+    """Also when the task has moved on since."""
+    view = fold(LogView(), [record(LogView(), change("pets", 1), idempotency_key="a")])
+    view = fold(view, [record(view, change("pets", 2), idempotency_key="b")])
+    view = fold(view, [record(view, change("pets", 3))])
+    first, unknown, empty = view.made_by("a"), view.made_by("c"), view.made_by("")
+
+    assert first is not None
+    assert first.change == change("pets", 1)
+    assert unknown is None
+    assert empty is None  # record 3 has no key, which is not a key
+
+
+def test_folding_does_not_change_the_view_before() -> None:
+    """A batch reads its snapshot while the log goes on."""
+    before, _ = log_of(change("pets", 1))
+
+    fold(before, [record(before, change("pets", 2), change("cars", 1), idempotency_key="k")])
+
+    assert before == log_of(change("pets", 1))[0]
+
+
+def test_folding_at_once_or_one_by_one_is_the_same() -> None:
+    """A replica that follows and one that has just started agree."""
+    view, records = log_of(change("pets", 1), change("cars", 1), change("pets", 2))
+
+    assert fold(LogView(), records) == view
+    assert fold(fold(LogView(), records[:2]), records[2:]) == view
+
+
+@pytest.mark.parametrize(
+    ("numbers", "problem"),
+    [
+        ([2], "Record 2 follows record 0; expected 1"),
+        ([1, 3], "Record 3 follows record 1; expected 2"),
+        ([1, 2, 2], "Record 2 follows record 2; expected 3"),
+        ([1, 2, 1], "Record 1 follows record 2; expected 3"),
+    ],
+    ids=["no first", "gap", "repeated", "backwards"],
+)
+def test_a_record_out_of_order_is_refused(numbers: list[int], problem: str) -> None:
+    """The error says which is there and which was expected."""
+    _, records = log_of(change("pets", 1), change("pets", 2), change("pets", 3))
+
+    with pytest.raises(HeadLogError, match=problem):
+        fold(LogView(), [records[number - 1] for number in numbers])
+
+
+def test_an_edited_record_is_noticed_at_the_next() -> None:
+    """Every record names the digest of the one before it."""
+    _, records = log_of(change("pets", 1), change("pets", 2))
+    edited = records[0].model_copy(update={"written_at": "yesterday"})
+
+    with pytest.raises(HeadLogError, match=f"Record 2 names {records[0].digest}.*record 1 is"):
+        fold(LogView(), [edited, records[1]])
+
+
+def test_a_record_of_another_log_is_refused() -> None:
+    """Its number fits and its predecessor does not."""
+    ours, _ = log_of(change("pets", 1))
+    theirs, _ = log_of(change("cars", 1))
+
+    with pytest.raises(HeadLogError, match="edited or replaced"):
+        fold(ours, [record(theirs, change("cars", 2))])
+
+
+def test_a_record_is_the_same_after_a_round_trip_through_bytes() -> None:
+    """Reading what was written gives the same record, bytes and digest."""
+    full = record(
+        LogView(),
+        change("pets", 1).model_copy(update={"action": "rollback", "rolled_back_to": 1}),
+        trunk=TRUNK,
+        message='größer ⚙ "\n',
+        idempotency_key="k",
+        verdicts=(Verdict(gate="parity", passed=False, reason=""),),
+    )
+    bare = record(LogView(), kind="abort")
+
+    for written in (full, bare):
+        read = Record.model_validate_json(written.to_bytes())
+        assert read == written
+        assert read.to_bytes() == written.to_bytes()
+        assert read.digest == digest_of(written.to_bytes())
+
+
+def test_a_field_that_is_not_of_this_format_is_refused() -> None:
+    """A record of a later format is not half understood; the error names the field."""
+    data = {**json.loads(record(LogView()).to_bytes()), "canary": 0.1}
+
+    with pytest.raises(ValidationError, match="canary"):
+        Record.model_validate(data)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("number", 0),
+        ("kind", "maybe"),
+        ("schema_version", 2),
+        ("previous", "sha256:abc"),
+        ("message", "\ud800"),  # half a character, which has no bytes
+        ("changes.0.task", "../pets"),
+        ("changes.0.version", 0),
+        ("changes.0.labels", None),
+    ],
+)
+def test_a_value_out_of_range_is_refused(field: str, value: object) -> None:
+    """What could not be stored or followed is never a record; the error names the field."""
+    name = field.rpartition(".")[2]
+    wrong = {name: value} if name == field else {"changes": [CHANGE | {name: value}]}
+
+    with pytest.raises(ValidationError, match=field.replace(".", r"\.")):
+        record(LogView(), **wrong)
