@@ -21,14 +21,14 @@ from serve.messages import Change, Directive, Outcome, Poll, Refused, Swapped
 from serve.metrics import Report, fleet_text, merge
 from serve.proposal import propose
 from serve.protocol import Phase, ReplicaId
-from serve.record import LogView, Record, TrunkChange
+from serve.record import LogView, Record, TrunkChange, fold
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 1.0  # an unanswered poll comes back after this, so that silence means something
 JOIN_RETRY_S = 0.05
 PROBE_S = 0.1  # how often the members that are missing are looked for among the living
-SILENCE_S = 5.0  # a member that is alive but not heard of for so long is killed
+SILENCE_S = 5.0  # a member that is alive but not heard of for so long has to be killed
 START_S = 60.0  # one that has never been heard of may still be starting
 ATTEMPTS = 3
 
@@ -79,7 +79,7 @@ class Conductor:
         self._news = asyncio.Event()
         self._acks = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
-        self._under_way: dict[str, asyncio.Task[Outcome]] = {}
+        self._under_way: dict[Change, asyncio.Task[Outcome]] = {}
 
     async def poll(self, poll: Poll) -> Directive:
         """Take a replica's report; answer when there is news for it, or after a while."""
@@ -88,7 +88,8 @@ class Conductor:
             self._metrics[poll.replica] = poll.metrics
         self._take_report(poll)
         is_admitted = self._admit(poll)
-        if poll.heard == self._sequence:
+        # That it is admitted, or no longer, is news to the replica.
+        if poll.heard == self._sequence and is_admitted == poll.is_joined:
             patience_s = POLL_S if is_admitted else JOIN_RETRY_S
             await _wait(self._news, patience_s)
             is_admitted = is_admitted or self._admit(poll)
@@ -105,12 +106,12 @@ class Conductor:
 
     async def change(self, change: Change) -> Outcome:
         """Make a change live on every replica, or say why not. One key makes one change."""
-        if change.key not in self._under_way:
+        if change not in self._under_way:
             task = asyncio.ensure_future(self._change(change))
-            self._under_way[change.key] = task
-            task.add_done_callback(lambda _: self._under_way.pop(change.key, None))
+            self._under_way[change] = task
+            task.add_done_callback(lambda _: self._under_way.pop(change, None))
         # A pusher that goes away does not stop a swap half-way.
-        return await asyncio.shield(self._under_way[change.key])
+        return await asyncio.shield(self._under_way[change])
 
     async def install_trunk(self, trunk: TrunkChange) -> str:
         """Make a trunk live in a log that has none yet.
@@ -127,7 +128,7 @@ class Conductor:
 
     async def metrics(self) -> bytes:
         """Prometheus text of the whole fleet."""
-        self._forget_dead(await asyncio.to_thread(self._fleet.living))
+        await self._look_for_dead()
         versions = {task: history[-1].change.version for task, history in self._view.tasks.items()}
         reports = [self._gone_metrics, *self._metrics.values()]
         return fleet_text(reports, versions, len(self._state.members))
@@ -172,7 +173,8 @@ class Conductor:
             await self._all_acknowledge(self._stage_s)
             held_s = time.monotonic()
             await self._all_acknowledge(self._hold_s * 0.8)
-        except SwapUndoneError:
+        # Whatever it is, the swap must not stay undecided.
+        except Exception:
             await self._undo()
             raise
         await self._commit(record)
@@ -221,12 +223,15 @@ class Conductor:
         """Wait for the next report; when none comes, see who is missing because it is dead."""
         if await _wait(self._acks, PROBE_S):
             return
-        living = await asyncio.to_thread(self._fleet.living)
-        self._forget_dead(living)
-        for replica in protocol.missing(self._state) & living:
-            if self._is_silent(replica):
-                logger.error("replica %s is silent and is killed", replica)
-                await asyncio.to_thread(self._fleet.kill, replica)
+        try:
+            await self._look_for_dead()
+            for replica in protocol.missing(self._state):
+                if self._is_silent(replica):
+                    logger.error("replica %s is silent and is killed", replica)
+                    await asyncio.to_thread(self._fleet.kill, replica)
+        # The runtime has error classes of its own; nobody is dead until it says so.
+        except Exception:
+            logger.exception("the runtime cannot say which replicas live")
 
     async def _commit(self, record: Record) -> None:
         """Write the record: this is the swap. Whatever stands under the number decides.
@@ -236,7 +241,7 @@ class Conductor:
         """
         standing = await self._put(record)
         is_own = standing == record
-        self._view = await asyncio.to_thread(self._log.follow, self._view, until=record.number)
+        self._view = fold(self._view, [standing])
         self._state = protocol.decided(self._state, is_own_commit=is_own)
         if not is_own:
             self._record, self._undone = None, record.number
@@ -253,7 +258,7 @@ class Conductor:
         self._tell()
         standing = await self._put(self._abort(self._view))
         assert standing.kind == "abort"
-        self._view = await asyncio.to_thread(self._log.follow, self._view, until=standing.number)
+        self._view = fold(self._view, [standing])
         self._state = protocol.decided(self._state, is_own_commit=False)
         self._undone = standing.number
         self._tell()
@@ -285,7 +290,8 @@ class Conductor:
         )
 
     def _draft(self, **fields: object) -> Record:
-        return self._abort(self._view).model_copy(update={"kind": "commit", **fields})
+        """A commit for the next free number, checked here: once held, it has to be writable."""
+        return Record.model_validate({**dict(self._abort(self._view)), "kind": "commit", **fields})
 
     def _take_report(self, poll: Poll) -> None:
         state = protocol.acknowledge(self._state, poll.replica, poll.ack)
@@ -308,8 +314,11 @@ class Conductor:
         )
         return is_admitted
 
-    def _forget_dead(self, living: frozenset[ReplicaId]) -> None:
-        for replica in self._state.members.keys() - living:
+    async def _look_for_dead(self) -> None:
+        """Drop the members that are confirmed dead."""
+        # Who is admitted while the runtime is asked may be missing from its answer, and lives.
+        asked_about = frozenset(self._state.members)
+        for replica in asked_about - await asyncio.to_thread(self._fleet.living):
             logger.warning("replica %s is gone", replica)
             self._state = protocol.drop(self._state, replica)
             if replica in self._metrics:
@@ -317,10 +326,14 @@ class Conductor:
                 self._gone_metrics = merge([self._gone_metrics, gone])
 
     def _is_silent(self, replica: ReplicaId) -> bool:
+        """Whether a replica would have been heard of, whatever the swap makes it do."""
         now = time.monotonic()
-        if replica in self._heard_at_s:
-            return now - self._heard_at_s[replica] > SILENCE_S
-        return now - self._started_at_s > START_S
+        if replica not in self._heard_at_s:
+            return now - self._started_at_s > START_S
+        # It says nothing while it loads a bundle, nor while it waits for its rows in flight.
+        busy_s = {Phase.STAGE: self._stage_s, Phase.HOLD: self._hold_s}
+        silence_s = SILENCE_S + busy_s.get(self._state.phase, 0.0)
+        return now - self._heard_at_s[replica] > silence_s
 
     def _tell(self) -> None:
         """Let every waiting poll come back with where things stand now."""
@@ -332,7 +345,9 @@ class Conductor:
 async def _wait(event: asyncio.Event, timeout_s: float) -> bool:
     """Wait for an event, and reset it; False if it did not come."""
     try:
-        await asyncio.wait_for(event.wait(), timeout_s)
+        # Not `wait_for`: in Python 3.11 it begins to wait one turn of the loop too late.
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
     except TimeoutError:
         return False
     event.clear()

@@ -53,7 +53,7 @@ def _roll_back(view: LogView, change: Change) -> tuple[TaskChange] | Refused:
     target = _target(history, change.to)
     if target is None:
         known = ", ".join(str(v.change.version) for v in history[-10:])
-        asked = f"version {change.to}" if change.to else "an earlier bundle"
+        asked = f"version {change.to}" if change.to else "earlier bundle"
         return Refused(
             "conflict",
             f"Task {change.task} has no {asked} to roll back to; it has versions {known}.",

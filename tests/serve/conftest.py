@@ -24,6 +24,7 @@ from export.bundle import (
 )
 from models.pictures import Preprocessing
 from serve.engine import Engine
+from tests.serve.oracle import Heads
 
 SIZE_PX = 8
 PREPROCESSING = Preprocessing(SIZE_PX, SIZE_PX, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -138,3 +139,9 @@ def make_bundle(trunk_manifest: TrunkManifest, engine: Engine) -> BundleMaker:
         )
 
     return make
+
+
+@pytest.fixture
+def heads(make_bundle: BundleMaker) -> Heads:
+    """Bundles by seed, whose scores the oracle knows."""
+    return Heads(make_bundle)

@@ -1,0 +1,303 @@
+"""A whole fleet in one process: a real conductor, real replicas, a real log, and no Ray.
+
+What carries the messages is written here, so a test can cut, delay or crash anything at any step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from export.bundle import Bundle, read_trunk_folder
+from serve.conductor import Conductor
+from serve.headlog import HeadLog
+from serve.link import LinkError
+from serve.messages import Change, Directive, Outcome, Poll, Swapped
+from serve.record import LogView, Record
+from serve.replica import Replica, store_trunk
+from serve.settings import ServeSettings
+
+T = TypeVar("T")
+CUT_S = 0.02
+
+
+def until(is_so: Callable[[], bool], *, limit_s: float = 10.0) -> None:
+    """Wait until something is so, and fail if it never is."""
+    deadline_s = time.monotonic() + limit_s
+    while not is_so():
+        assert time.monotonic() < deadline_s, "this never came to be"
+        time.sleep(0.005)
+
+
+class LoopThread:
+    """An event loop in a thread of its own, as an actor's process has one."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._under_way: set[Future[Any]] = set()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine there."""
+        try:
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        except RuntimeError as error:  # closed: the process is gone
+            coroutine.close()
+            raise LinkError(str(error)) from error
+        self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)
+        return future
+
+    def crash(self) -> None:
+        """Stop at whatever is awaited now; everyone who waits hears that the process is gone."""
+        if self._loop.is_closed() or not self._thread.is_alive():
+            return
+        self._loop.call_soon_threadsafe(self._cancel_all)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout=10)
+            self._loop.close()
+        for future in list(self._under_way):
+            future.cancel()
+
+    def _cancel_all(self) -> None:
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        # Cancelled tasks end in the next turns of the loop.
+        self._loop.call_soon(self._loop.call_soon, self._loop.stop)
+
+
+class LocalLink:
+    """One replica's way to the conductor; `serve.link.Link`.
+
+    Args:
+        fleet: Where the conductor of the moment is found.
+    """
+
+    def __init__(self, fleet: LocalFleet) -> None:
+        self._fleet = fleet
+        self.is_cut = False
+        self.on_poll: Callable[[Poll], None] = lambda _: None
+        self.on_directive: Callable[[Directive], None] = lambda _: None
+
+    def poll(self, poll: Poll, timeout_s: float) -> Directive:
+        """See `Link.poll`; the two hooks may raise LinkError, crash things or take their time."""
+        if self.is_cut:
+            time.sleep(min(CUT_S, max(0.0, timeout_s)))
+            raise LinkError("the line is cut")
+        self.on_poll(poll)
+        future = self._fleet.ask(lambda conductor: conductor.poll(poll))
+        try:
+            directive = future.result(max(0.0, timeout_s))
+        except (CancelledError, FutureTimeoutError) as error:
+            raise LinkError("no answer") from error
+        self.on_directive(directive)
+        if self.is_cut:
+            raise LinkError("the line is cut")
+        return directive
+
+    async def change(self, change: Change) -> Outcome:
+        """See `Link.change`."""
+        return await self._await(self._fleet.ask(lambda conductor: conductor.change(change)))
+
+    async def metrics(self) -> bytes:
+        """See `Link.metrics`."""
+        return await self._await(self._fleet.ask(lambda conductor: conductor.metrics()))
+
+    async def _await(self, future: Future[T]) -> T:
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError as error:
+            raise LinkError("the conductor is gone") from error
+
+
+class ConductorLog(HeadLog):
+    """The conductor's log, with hooks around every record that it puts."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.before_put: Callable[[Record], None] = lambda _: None
+        self.after_put: Callable[[Record], None] = lambda _: None
+
+    def put_record(self, record: Record, *, timeout_s: float = 10.0) -> Record:
+        """See `HeadLog.put_record`."""
+        self.before_put(record)
+        standing = super().put_record(record, timeout_s=timeout_s)
+        self.after_put(record)
+        return standing
+
+
+class LocalFleet:
+    """Conductor and replicas over one log; use as a context manager.
+
+    It is also the conductor's `Fleet`: it knows which replicas live, and kills.
+
+    Args:
+        trunk: Folder of the trunk, installed in the log first.
+        replicas: How many to start.
+    """
+
+    def __init__(
+        self, folder: Path, trunk: Path, *, replicas: int, hold_s: float = 1.0, **settings: Any
+    ) -> None:
+        self.settings = ServeSettings(
+            store=str(folder), swap_hold_s=hold_s, **{"swap_stage_s": 5.0, **settings}
+        )
+        self.log = ConductorLog(str(folder))
+        self.replicas: dict[str, Replica] = {}
+        self.links: dict[str, LocalLink] = {}
+        self.killed: list[str] = []
+        self._num_started = 0
+        self._routed: set[str] = set()
+        self._first_replicas = replicas
+        self._trunk = trunk
+        self._loop: LoopThread | None = None
+        self.conductor: Conductor | None = None
+
+    def __enter__(self) -> Self:
+        self.start_conductor()
+        manifest, files = read_trunk_folder(self._trunk)
+        trunk = store_trunk(self.log, manifest.model_dump_json().encode(), files)
+        self.ask(lambda conductor: conductor.install_trunk(trunk)).result(10)
+        for _ in range(self._first_replicas):
+            self.start_replica()
+        for name in self.replicas:
+            self.wait_admitted(name)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for replica in self.replicas.values():
+            replica.watcher.stop()
+        for link in self.links.values():
+            link.is_cut = True
+        self.crash_conductor()
+        for replica in self.replicas.values():
+            replica.close()
+            replica.watcher._thread.join(timeout=10)
+
+    def start_conductor(self) -> None:
+        """A new conductor on the same log; whatever an older one knew is gone."""
+        self.crash_conductor()
+        loop = LoopThread()
+        self.conductor = loop.start(self._new_conductor()).result(10)
+        self._loop = loop
+
+    def crash_conductor(self) -> None:
+        """The conductor's process ends where it stands."""
+        loop, self._loop, self.conductor = self._loop, None, None
+        if loop is not None:
+            loop.crash()
+
+    async def _new_conductor(self) -> Conductor:
+        return Conductor(
+            self.log,
+            self,
+            hold_s=self.settings.swap_hold_s,
+            stage_s=self.settings.swap_stage_s,
+        )
+
+    def ask(self, question: Callable[[Conductor], Coroutine[Any, Any, T]]) -> Future[T]:
+        """Call the conductor of the moment.
+
+        Raises:
+            LinkError: there is none.
+        """
+        loop, conductor = self._loop, self.conductor
+        if loop is None or conductor is None:
+            raise LinkError("no conductor")
+        return loop.start(question(conductor))
+
+    def start_replica(self, link: LocalLink | None = None) -> str:
+        """Start one more replica, under a name that none ever had."""
+        self._num_started += 1
+        name = f"replica-{self._num_started}"
+        self.links[name] = link or LocalLink(self)
+        log = HeadLog(self.settings.store)
+        self.replicas[name] = Replica(name, log, self.links[name], self.settings)
+        return name
+
+    def wait_admitted(self, name: str) -> None:
+        """Until the replica may answer."""
+        until(lambda: self.replicas[name].watcher.is_admitted)
+        self._routed.add(name)
+
+    def routed(self) -> list[str]:
+        """The replicas that get traffic: those that were admitted once and live."""
+        return sorted(self._routed - frozenset(self.killed))
+
+    def living(self) -> frozenset[str]:
+        """See `conductor.Fleet.living`."""
+        return frozenset(self.replicas) - frozenset(self.killed)
+
+    def kill(self, replica: str) -> None:
+        """See `conductor.Fleet.kill`: the process is gone at once, with all that it was doing."""
+        if replica in self.killed:
+            return
+        self.links[replica].is_cut = True
+        self.replicas[replica].watcher.stop()
+        self.replicas[replica].batcher.set_open(is_open=False)
+        self.killed.append(replica)
+
+    def start_push(
+        self, bundle: Bundle, *, task: str | None = None, key: str = "", **fields: Any
+    ) -> Future[Outcome]:
+        """Ask for a push, as a replica does once its gates have passed."""
+        self.log.put_bundle(bundle)
+        change = Change(
+            task or bundle.manifest.task,
+            key or bundle.digest,
+            bundle=bundle.digest,
+            labels=bundle.manifest.labels,
+            **fields,
+        )
+        return self.ask(lambda conductor: conductor.change(change))
+
+    def push(
+        self, bundle: Bundle, *, task: str | None = None, key: str = "", **fields: Any
+    ) -> Outcome:
+        """Push and wait for the outcome."""
+        return self.start_push(bundle, task=task, key=key, **fields).result(30)
+
+    def must_push(self, bundle: Bundle, **fields: Any) -> int:
+        """Push what has to succeed; returns its version."""
+        outcome = self.push(bundle, **fields)
+        assert isinstance(outcome, Swapped), outcome
+        assert outcome.change is not None
+        return outcome.change.version
+
+    def roll_back(self, task: str, *, key: str, **fields: Any) -> Outcome:
+        """Roll back and wait for the outcome."""
+        return self.ask(lambda conductor: conductor.change(Change(task, key, **fields))).result(30)
+
+    def live_versions(self, task: str) -> set[int]:
+        """The versions that the living replicas point at."""
+        heads = [self.replicas[name].batcher.snapshot.heads for name in self.living()]
+        return {mine[task].version if task in mine else 0 for mine in heads}
+
+    def break_store(self) -> None:
+        """Nothing can be read from the log or written to it: a file stands where its folder was."""
+        folder = Path(self.settings.store)
+        (folder / "log").rename(folder / "away")
+        (folder / "log").touch()
+
+    def mend_store(self) -> None:
+        """The log is back."""
+        folder = Path(self.settings.store)
+        (folder / "log").unlink()
+        (folder / "away").rename(folder / "log")
+
+    def view(self) -> LogView:
+        """What the log says, read anew."""
+        return HeadLog(self.settings.store).follow(LogView())

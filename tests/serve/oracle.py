@@ -1,0 +1,234 @@
+"""Clients that ask a fleet all the time, and the judge of what they were told."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.bundle import Bundle
+from serve.batcher import Answer, Job
+from serve.record import LogView
+from tests.serve.harness import LocalFleet
+
+SIZE_PX = 8
+# float32 sums in another order.
+TOLERANCE = 1e-5
+
+
+def expected_scores(picture: NDArray[np.uint8], seed: int, num_labels: int = 3) -> NDArray:
+    """What `make_bundle(seed=seed)` says of a picture, by numpy alone, float64 [num_labels]."""
+    weight = np.random.default_rng(seed).normal(size=(3, num_labels))
+    logits = picture.reshape(-1, 3).astype(np.float64).mean(axis=0) / 255 @ weight
+    exponentials = np.exp(logits - logits.max())
+    return exponentials / exponentials.sum()
+
+
+@dataclass
+class Heads:
+    """Bundles by task and seed, and which seed is behind each digest."""
+
+    make: Callable[..., Bundle]
+    seeds: dict[str, int] = field(default_factory=dict)
+
+    def __call__(self, seed: int, task: str = "colours") -> Bundle:
+        """The task's head of that seed."""
+        bundle = self.make(task, seed=seed)
+        self.seeds[bundle.digest] = seed
+        return bundle
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One request and its answers.
+
+    Args:
+        given_s: When the replica gave the answer, taken in the thread that gave it.
+        error: Why there is no answer, or nothing.
+    """
+
+    tasks: tuple[str, ...]
+    picture: NDArray[np.uint8]
+    sent_s: float
+    given_s: float
+    answers: tuple[Answer, ...]
+    error: str = ""
+
+    def version(self, task: str) -> int:
+        """The version that answered for one of the tasks."""
+        return next(a.live.version for a in self.answers if a.live.task == task)
+
+
+@dataclass
+class Crowd:
+    """Clients in threads, each asking random replicas one request after the other.
+
+    Args:
+        questions: The task lists to ask; each request takes one of them.
+    """
+
+    fleet: LocalFleet
+    questions: tuple[tuple[str, ...], ...]
+    clients: int = 4
+    pause_s: float = 0.001
+    seen: list[Seen] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        self._is_over = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._client, args=(seed,), daemon=True)
+            for seed in range(self.clients)
+        ]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._is_over.set()
+        for thread in self._threads:
+            thread.join(timeout=20)
+
+    def wait_for(self, num_more: int) -> None:
+        """Until so many more requests have been answered."""
+        goal, deadline_s = len(self.seen) + num_more, time.monotonic() + 20
+        while len(self.seen) < goal:
+            assert time.monotonic() < deadline_s, "the clients get no answers"
+            time.sleep(0.002)
+
+    def _client(self, seed: int) -> None:
+        chance = random.Random(seed)
+        pixels = np.random.default_rng(seed)
+        while not self._is_over.is_set():
+            picture = pixels.integers(0, 256, (SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
+            self.seen.append(self._ask(chance, picture, chance.choice(self.questions)))
+            time.sleep(self.pause_s)
+
+    def _ask(
+        self, chance: random.Random, picture: NDArray[np.uint8], tasks: tuple[str, ...]
+    ) -> Seen:
+        """Ask one replica; one that dies meanwhile is replaced by another, as the proxy does it."""
+        sent_s = time.monotonic()
+        while True:
+            name = chance.choice(self.fleet.routed())
+            given_s: list[float] = []
+            job = Job([picture], tasks)
+
+            def note(_: Future[list[list[Answer]]], given: list[float] = given_s) -> None:
+                given.append(time.monotonic())
+
+            job.done.add_done_callback(note)
+            try:
+                answers = self.fleet.replicas[name].batcher.submit(job).result(5)
+            # Whatever it is, the client was not answered.
+            except Exception as error:  # noqa: BLE001
+                if name in self.fleet.killed:
+                    continue
+                return Seen(tasks, picture, sent_s, time.monotonic(), (), repr(error))
+            if name not in self.fleet.killed:
+                return Seen(tasks, picture, sent_s, given_s[0], tuple(answers[0]))
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """A push that was reported live."""
+
+    task: str
+    version: int
+    asked_s: float
+    live_s: float
+
+
+def judge(
+    seen: list[Seen], log: LogView, seeds: dict[str, int], pushed: list[Pushed] | None = None
+) -> list[str]:
+    """Every promise that the answers break.
+
+    Args:
+        log: What the log says in the end.
+        seeds: Bundle digest -> the seed it was made with.
+        pushed: What pushers were told.
+    """
+    answered = [s for s in seen if not s.error]
+    return [
+        *(f"failed: {s.error}" for s in seen if s.error),
+        *_out_of_order(answered),
+        *_unread_pushes(answered, pushed or []),
+        *_mixed(answered, log),
+        *_wrong(answered, log, seeds),
+    ]
+
+
+def _out_of_order(seen: list[Seen]) -> list[str]:
+    """After the first answer by a version, nobody gives one by an older version."""
+    problems: list[str] = []
+    for task in {task for s in seen for task in s.tasks}:
+        newest = 0
+        for s in sorted((s for s in seen if task in s.tasks), key=lambda s: s.given_s):
+            version = s.version(task)
+            if version < newest:
+                problems.append(f"order: {task} v{version} was given after v{newest}")
+            newest = max(newest, version)
+    return problems
+
+
+def _unread_pushes(seen: list[Seen], pushed: list[Pushed]) -> list[str]:
+    """Once a push has returned, later requests are answered by it; never before it was asked."""
+    return [
+        f"push: {p.task} v{p.version} and an answer by v{s.version(p.task)}"
+        for p in pushed
+        for s in seen
+        if p.task in s.tasks
+        and (
+            (s.sent_s >= p.live_s and s.version(p.task) < p.version)
+            or (s.given_s < p.asked_s and s.version(p.task) >= p.version)
+        )
+    ]
+
+
+def _mixed(seen: list[Seen], log: LogView) -> list[str]:
+    """The versions of one request were live together."""
+    problems: list[str] = []
+    for s in seen:
+        spans = [_span(log, a) for a in s.answers]
+        if max(first for first, _ in spans) >= min(last for _, last in spans):
+            versions = [(a.live.task, a.live.version) for a in s.answers]
+            problems.append(f"mixed: {versions} were never live together")
+    return problems
+
+
+def _span(log: LogView, answer: Answer) -> tuple[float, float]:
+    """Numbers of the records between which a version was live."""
+    history = log.tasks.get(answer.live.task, ())
+    numbers = [v.number for v in history if v.change.version >= answer.live.version]
+    first = numbers[0] if numbers else float("inf")
+    return first, (numbers[1] if len(numbers) > 1 else float("inf"))
+
+
+def _wrong(seen: list[Seen], log: LogView, seeds: dict[str, int]) -> list[str]:
+    """An answer names a version of the log, with its bundle, and has that bundle's scores."""
+    bundles = {
+        (task, v.change.version): v.change.bundle for task, h in log.tasks.items() for v in h
+    }
+    problems: list[str] = []
+    for s in seen:
+        for a in s.answers:
+            if bundles.get((a.live.task, a.live.version)) != a.live.bundle:
+                problems.append(f"log: {a.live.task} v{a.live.version} is not as in the log")
+                continue
+            truth = expected_scores(s.picture, seeds[a.live.bundle], len(a.scores))
+            if np.abs(a.scores - truth).max() > TOLERANCE:
+                problems.append(f"scores: not those of {a.live.task} v{a.live.version}")
+    return problems
