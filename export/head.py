@@ -1,0 +1,139 @@
+"""A trained head to a bundle: its graph, golden samples, card and manifest."""
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from safetensors.numpy import save
+from torch import Tensor, nn
+
+from export.bundle import CARD, GOLDEN, HEAD, Bundle, Provenance, TrunkManifest
+from export.card import write_card
+from export.errors import ExportError
+from export.onnx_file import EXAMPLE_ROWS, graph_of
+from export.parity import head_parity, open_session, run
+from models.evaluate import Estimate
+from models.record import DataRecord
+
+# Raw pixels of 224 px take 150 KB a picture, far more than most heads.
+NUM_GOLDEN = 8
+
+
+def export_head(head: nn.Module, *, num_features: int) -> bytes:
+    """`head.onnx`: `features` float32 [rows, num_features] -> `logits` float32 [rows, labels].
+
+    An affine head becomes one Gemm, by which serving recognises it.
+
+    Args:
+        head: In evaluation mode, on the CPU.
+    """
+    return graph_of(
+        head,
+        torch.zeros(EXAMPLE_ROWS, num_features),
+        rows="rows",
+        input_name="features",
+        output_names=("logits",),
+    )
+
+
+def bundle_head(
+    head: nn.Module,
+    *,
+    task: str,
+    labels: Sequence[str],
+    trunk: TrunkManifest,
+    trunk_graph: bytes,
+    pictures: UInt8[Tensor, "pictures height width 3"],
+    picture_labels: Int[Tensor, " pictures"],
+    data: DataRecord,
+    metrics: Mapping[str, Estimate],
+    provenance: Provenance,
+    link: Literal["softmax", "sigmoid", "none"] = "softmax",
+    temperature: float = 1.0,
+    notes: Sequence[str] = (),
+) -> Bundle:
+    """Export a head, prove that its graph computes the same, and bundle it.
+
+    Args:
+        head: Features to logits, on any device and in any mode; it is not changed.
+        trunk_graph: The bytes of the trunk's `trunk.onnx`.
+        pictures: Test pictures of the trunk's size; a handful become the golden samples.
+        picture_labels: Index of each one's label.
+        metrics: Accuracies by split; `baseline_NAME` is what `NAME` is compared with.
+        notes: What else a reader of the card should know.
+
+    Raises:
+        ExportError: the head does not fit the trunk or the labels, or there are no pictures.
+        ParityError: graph and head differ.
+        BundleError: a field of the manifest is out of range.
+    """
+    frozen = copy.deepcopy(head).cpu().eval().requires_grad_(requires_grad=False)
+    _check_head(frozen, num_features=trunk.num_features, num_labels=len(labels))
+    graph = export_head(frozen, num_features=trunk.num_features)
+    golden = pictures[spread(picture_labels, NUM_GOLDEN)].cpu().numpy()
+    features = _features(trunk_graph, golden)
+    head_parity(frozen, graph, features)
+    logits = run(open_session(graph), ("logits",), features)["logits"]
+    card = write_card(
+        task=task, labels=labels, link=link, temperature=temperature, trunk=trunk, data=data,
+        metrics=metrics, provenance=provenance, head_bytes=len(graph), notes=notes,
+    )  # fmt: skip
+    files = {
+        HEAD: graph,
+        GOLDEN: save({"pictures": golden, "logits": logits}),
+        CARD: card.encode(),
+    }
+    return Bundle.pack(
+        files, task=task, labels=tuple(labels), link=link, temperature=temperature,
+        trunk=trunk.digest, num_features=trunk.num_features, preprocessing=trunk.preprocessing,
+        data=data.model_dump(), provenance=provenance,
+        metrics={name: dataclasses.asdict(value) for name, value in metrics.items()},
+    )  # fmt: skip
+
+
+def spread(labels: Int[Tensor, " pictures"], num_picked: int) -> list[int]:
+    """Places of a few pictures, of as many labels as possible, the same ones every time.
+
+    Raises:
+        ExportError: there are no pictures.
+    """
+    if not len(labels):
+        raise ExportError("There are no pictures for golden samples; give a few of the test split.")
+    seen: dict[int, int] = {}
+    rounds: list[tuple[int, int, int]] = []
+    for place, label in enumerate(labels.tolist()):
+        seen[label] = seen.get(label, 0) + 1
+        rounds.append((seen[label], label, place))
+    rounds.sort()
+    # With more labels than picks the first round is thinned out evenly, else all of it is taken.
+    candidates = rounds[: max(num_picked, len(seen))]
+    picks = np.linspace(0, len(candidates) - 1, min(num_picked, len(candidates))).round()
+    return [candidates[int(pick)][2] for pick in picks]
+
+
+def _features(
+    trunk_graph: bytes, pictures: UInt8[np.ndarray, "pictures height width 3"]
+) -> Float[np.ndarray, "pictures num_features"]:
+    """What serving computes, so that golden logits hold no difference between frameworks."""
+    return run(open_session(trunk_graph), ("features",), pictures)["features"]
+
+
+def _check_head(head: nn.Module, *, num_features: int, num_labels: int) -> None:
+    try:
+        with torch.no_grad():
+            logits = head(torch.zeros(EXAMPLE_ROWS, num_features))
+    # The module is the caller's: it may raise anything.
+    except Exception as error:
+        raise ExportError(
+            f"The head does not take the trunk's {num_features} features: {error}. "
+            "Train it on features of this trunk."
+        ) from error
+    if logits.shape != (EXAMPLE_ROWS, num_labels):
+        raise ExportError(
+            f"The head gives {list(logits.shape[1:])} logits a row; there are {num_labels} labels. "
+            "Give the labels in the order of its outputs."
+        )

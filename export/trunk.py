@@ -1,0 +1,145 @@
+"""A student to a trunk: one float graph with normalisation inside, proven equal, in a folder."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from safetensors.torch import save
+from torch import Tensor, nn
+from typing_extensions import override
+
+from export.bundle import (
+    STUDENT,
+    TRUNK_GRAPH,
+    TRUNK_MANIFEST,
+    Digest,
+    Provenance,
+    TrunkManifest,
+    entry_of,
+)
+from export.errors import ExportError
+from export.onnx_file import EXAMPLE_ROWS, graph_of
+from export.parity import Parity, trunk_parity
+from models.backbones import Backbone
+from models.progress import Progress, ProgressCallback, unheard
+
+# Share of the scale of the logits. Golden samples are replayed by machines whose ONNX Runtime sums
+# and fuses in other orders, after a head that may amplify differences of features. Ten times what
+# parity allows on one machine; a wrong head, trunk or normalisation is off by 1e-2 and more.
+GOLDEN_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class TrunkReport:
+    """A trunk that was written.
+
+    Args:
+        parity: Output (`features`, `prefix`) -> how close it is to PyTorch's.
+        graph_bytes: Size of `trunk.onnx`.
+    """
+
+    manifest: TrunkManifest
+    parity: Mapping[str, Parity]
+    graph_bytes: int
+
+    @property
+    def digest(self) -> Digest:
+        """What heads name the trunk by."""
+        return self.manifest.digest
+
+
+def export_trunk(
+    backbone: Backbone,
+    pictures: UInt8[Tensor, "pictures height width 3"],
+    out: Path,
+    *,
+    provenance: Provenance,
+    progress: ProgressCallback = unheard,
+) -> TrunkReport:
+    """Export a student, prove that the graph computes the same, and write the trunk's folder.
+
+    Args:
+        backbone: On any device and in any mode; it is not changed.
+        pictures: Real pictures of the trunk's size, to compare on; a few dozen are enough.
+        out: Made if it is missing. An older trunk in it is replaced.
+
+    Raises:
+        ExportError: pictures of another size, or none.
+        ParityError: graph and backbone differ; then nothing is written.
+    """
+    _check_pictures(pictures, backbone)
+    # A copy, because exporting needs evaluation mode on the CPU.
+    frozen = copy.deepcopy(backbone).cpu().eval().requires_grad_(requires_grad=False)
+    graph = trunk_graph(frozen)
+    progress(Progress("export", 1, 1, f"{len(graph) / 1e6:.1f} MB"))
+    parity = trunk_parity(frozen, graph, pictures, progress=progress)
+    files = {TRUNK_GRAPH: graph, STUDENT: save(_plain_state(frozen))}
+    manifest = TrunkManifest(
+        backbone=backbone.reference,
+        cut=backbone.cut,
+        num_features=backbone.num_features,
+        preprocessing=backbone.preprocessing,
+        golden_tolerance={"fp32": GOLDEN_TOLERANCE},
+        provenance=provenance,
+        files={name: entry_of(data) for name, data in files.items()},
+    )
+    _write(out, files, manifest)
+    return TrunkReport(manifest, parity, len(graph))
+
+
+def trunk_graph(backbone: Backbone) -> bytes:
+    """`trunk.onnx`: `images` uint8 [batch, size, size, 3] -> `features`, `prefix`.
+
+    Args:
+        backbone: In evaluation mode, on the CPU.
+    """
+    size_px = backbone.preprocessing.size_px
+    return graph_of(
+        _TrunkGraph(backbone).eval(),
+        torch.zeros(EXAMPLE_ROWS, size_px, size_px, 3, dtype=torch.uint8),
+        rows="batch",
+        input_name="images",
+        output_names=("features", "prefix"),
+    )
+
+
+class _TrunkGraph(nn.Module):
+    """The backbone with the map at its cut as a second output."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    @override
+    def forward(
+        self, images: UInt8[Tensor, "batch height width 3"]
+    ) -> tuple[Float[Tensor, "batch features"], Float[Tensor, "batch channels rows columns"]]:
+        # Permuted pictures are channels-last in memory, which pooling hands on by `as_strided`: ten
+        # gathers in MobileNetV3. In ONNX there are no strides, and the copy costs nothing.
+        maps = self.backbone.prefix(self.backbone.normalise(images).contiguous())
+        return self.backbone.suffix(maps), maps
+
+
+def _check_pictures(pictures: Tensor, backbone: Backbone) -> None:
+    size_px = backbone.preprocessing.size_px
+    if not len(pictures) or pictures.shape[1:] != (size_px, size_px, 3):
+        raise ExportError(
+            f"Pictures to compare on have shape {list(pictures.shape)}; {backbone.name} needs at "
+            f"least one of {size_px} x {size_px} px. Decode them with its own preprocessing."
+        )
+
+
+def _plain_state(backbone: Backbone) -> dict[str, Tensor]:
+    return {key: tensor.contiguous() for key, tensor in backbone.state_dict().items()}
+
+
+def _write(folder: Path, files: Mapping[str, bytes], manifest: TrunkManifest) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    # The manifest goes first and comes last: a folder with one is whole.
+    (folder / TRUNK_MANIFEST).unlink(missing_ok=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    (folder / TRUNK_MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
