@@ -41,7 +41,7 @@ class Augmentation:
 
 # A crop of 0.77 shows objects as large as serving does (a 224 px centre of 256 px).
 PHOTOS = Augmentation(min_area=0.5, flip=True)
-DRAWINGS = Augmentation(min_area=0.8, flip=False, max_turn_deg=10)
+DRAWINGS = Augmentation(min_area=0.8, flip=False, max_turn_deg=10.0)
 
 
 def augment(

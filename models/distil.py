@@ -16,6 +16,7 @@ from models.errors import LearningError
 from models.evaluate import Estimate, accuracy
 from models.fitting import Score, fit, freeze_batch_statistics, parameter_groups, score
 from models.heads import Head, LinearHead, features_of, logits_of
+from models.logistic import choose_logistic_head
 from models.losses import distillation_loss, feature_loss, label_loss
 from models.progress import ProgressCallback, unheard
 
@@ -120,6 +121,8 @@ def distil(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pupil = _Pupil(student, lessons, feature_weight=feature_weight)
+        if not from_scratch:
+            pupil.fit_heads()
         batches = TrainingPictures(
             pictures,
             [student.preprocessing, *(lesson.backbone.preprocessing for lesson in lessons)],
@@ -127,7 +130,6 @@ def distil(
             batch_size=batch_size,
             seed=seed,
         )
-        rate = rate_factor * (SCRATCH_RATE if from_scratch else TRAINED_RATE)
         best_epoch, _ = fit(
             pupil,
             epoch_batches=batches.epoch,
@@ -137,7 +139,7 @@ def distil(
             ),
             validate=lambda: pupil.score(lessons),
             before_epoch=lambda: pupil.prepare(from_scratch=from_scratch),
-            optimizer=torch.optim.AdamW(parameter_groups(pupil, rate=rate)),
+            optimizer=pupil.optimizer(from_scratch=from_scratch, factor=rate_factor),
             num_epochs=num_epochs,
             patience=patience,
             stage="distil",
@@ -171,6 +173,29 @@ class _Pupil(nn.Module):
     @property
     def task_heads(self) -> tuple[LinearHead, ...]:
         return tuple(head for head in self.heads if isinstance(head, LinearHead))
+
+    def fit_heads(self) -> None:
+        """Start each head on the frozen features: random heads would first spoil a trained trunk."""
+        for head, lesson in zip(self.task_heads, self._lessons, strict=True):
+            fitted, _ = choose_logistic_head(
+                features_of(self.student, lesson.data.train, stage="features"),
+                lesson.data.train.labels,
+                features_of(self.student, lesson.data.validation, stage="features"),
+                lesson.data.validation.labels,
+                num_classes=len(lesson.labels),
+            )
+            head.load_state_dict(fitted.state_dict())
+
+    def optimizer(self, *, from_scratch: bool, factor: float) -> torch.optim.AdamW:
+        """A trained trunk moves slowly; what is new moves fast."""
+        trunk_rate = SCRATCH_RATE if from_scratch else TRAINED_RATE
+        new = nn.ModuleList([self.heads, self.projections])
+        return torch.optim.AdamW(
+            [
+                *parameter_groups(self.student, rate=factor * trunk_rate),
+                *parameter_groups(new, rate=factor * SCRATCH_RATE),
+            ]
+        )
 
     def prepare(self, *, from_scratch: bool) -> None:
         self.train()

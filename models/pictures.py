@@ -153,11 +153,10 @@ def stack(pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 def _upright(image: Image.Image) -> Image.Image:
     """Turn the picture as its EXIF orientation says; damaged EXIF counts as none."""
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     # Its parser raises whatever the damaged bytes lead to; the pixels may still be fine.
     except Exception:  # noqa: BLE001
         return image
-    turn = _TURNS.get(orientation)
     return image if turn is None else image.transpose(turn)
 
 

@@ -95,7 +95,11 @@ def load_weights(
             wrong_shape.append(f"{key}: {shapes}")
         else:
             missing.append(key)
-    sizes = {key: own[key].numel() for key in own if id(own[key]) in in_trunk}
+    sizes = {
+        key: tensor.numel()
+        for key, tensor in own.items()
+        if id(tensor) in in_trunk and not key.endswith(_COUNTER)
+    }
     return WeightsReport(
         source=source,
         num_loaded=len(loaded),
