@@ -7,12 +7,13 @@ under which swaps hold, drain and flip, so no answer can mix versions.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
@@ -23,6 +24,8 @@ from serve.engine import Engine, HeadOutputError, LiveHead, Row, Snapshot
 from serve.metrics import Metrics
 
 logger = logging.getLogger(__name__)
+
+CLOSE_S = 10.0
 
 
 class UnknownTaskError(Exception):
@@ -40,6 +43,13 @@ class OverloadedError(Exception):
 
 class UndecidedError(Exception):
     """A swap of this task is undecided and neither conductor nor store can be reached."""
+
+
+class StoppingError(Exception):
+    """This replica is about to go; another one answers."""
+
+    def __init__(self) -> None:
+        super().__init__("This replica is stopping; try again, and another one answers.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +126,11 @@ class Batcher:
             UnknownTaskError: no such task is live, nor about to be.
             OverloadedError: the queue is full.
             UndecidedError: see there.
+            StoppingError: see there.
         """
         with self._changed:
+            if self._is_closed:
+                raise StoppingError
             self._refuse_unknown(job)
             if self._is_undecided and job.touches(self._held):
                 raise UndecidedError("A swap of this task is undecided; try again shortly.")
@@ -168,11 +181,15 @@ class Batcher:
             _fail(job, UndecidedError("A swap of this task is undecided; try again shortly."))
 
     def close(self) -> None:
-        """Finish what waits, then stop the worker."""
+        """Finish what may start, then stop the worker; what is held or not admitted is refused."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
-        self._worker.join(timeout=10)
+        self._worker.join(timeout=CLOSE_S)
+        with self._changed:
+            refused, self._waiting = self._waiting, deque()
+        for job in refused:
+            _fail(job, StoppingError())
 
     def _end_hold(self) -> None:
         self._held, self._is_undecided = frozenset(), False
@@ -230,11 +247,12 @@ class Batcher:
         for job in jobs:
             self._metrics.queue_seconds.observe(started_at - job.queued_at)
             batch.add(job)
-        if batch.rows:
-            scores = self._engine.run(np.stack(batch.pictures), batch.rows)
-            batch.give(scores)
-            self._metrics.batch_pictures.observe(len(batch.pictures))
-            self._metrics.run_seconds.observe(time.monotonic() - started_at)
+        if not batch.rows:  # all tasks were asked for, and there are none
+            batch.give([])
+            return
+        batch.give(self._engine.run(np.stack(batch.pictures), batch.rows))
+        self._metrics.batch_pictures.observe(len(batch.pictures))
+        self._metrics.run_seconds.observe(time.monotonic() - started_at)
 
 
 class _Batch:
@@ -282,5 +300,6 @@ def _answer(live: LiveHead, scores: NDArray[np.float32] | HeadOutputError) -> An
 
 
 def _fail(job: Job, error: Exception) -> None:
-    if not job.done.done():
+    # The caller may go away at this very moment, or have its answer already.
+    with contextlib.suppress(InvalidStateError):
         job.done.set_exception(error)

@@ -20,7 +20,7 @@ onnxruntime.set_default_logger_severity(3)  # warnings of ONNX Runtime are for t
 
 
 class HeadOutputError(Exception):
-    """A head gave scores that are not numbers; they are never passed on."""
+    """A head failed or gave scores that are not numbers; other heads of the batch go on."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,15 @@ class Head:
         """Link of logits / temperature, float32 [rows, labels].
 
         Raises:
-            HeadOutputError: a score is not a finite number.
+            HeadOutputError: the head fails, or a score is not a finite number.
         """
-        logits = self.logits(features) / np.float32(self.temperature)
+        try:
+            logits = self.logits(features) / np.float32(self.temperature)
+        # ONNX Runtime has no common error class below Exception.
+        except Exception as error:
+            raise HeadOutputError(f"The head cannot be run: {error}") from error
+        if logits.shape != (len(features), len(self.labels)):
+            raise HeadOutputError(f"The head gave logits of shape {logits.shape}.")
         if not np.isfinite(logits).all():
             raise HeadOutputError("The head gave logits that are not finite numbers.")
         if self.link == "softmax":

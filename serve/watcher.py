@@ -20,11 +20,12 @@ from serve.link import Link, LinkError
 from serve.messages import Directive, Poll
 from serve.metrics import Metrics
 from serve.protocol import Phase, ReplicaState
-from serve.record import LogView, Record, TaskChange, fold
+from serve.record import HeadLogError, LogView, Record, TaskChange, fold
 
 logger = logging.getLogger(__name__)
 
 RETRY_S = 0.1
+POLL_TIMEOUT_S = 5.0
 
 
 class StageError(Exception):
@@ -99,14 +100,13 @@ class Watcher:
     def _step(self) -> None:
         if self._state.hold and self._hold_left_s() <= 0:
             self._settle()
-            return
         if not self._admitted.is_set():
             self._catch_up(until=None)
         try:
             directive = self._link.poll(self._report(), self._patience_s())
         except LinkError:
             self._heard = 0  # a restarted conductor counts its directives anew
-            self._is_stopping.wait(min(RETRY_S, max(0.0, self._patience_s())))
+            self._is_stopping.wait(min(RETRY_S, self._patience_s()))
             return
         self._heard = directive.sequence
         self._obey(directive)
@@ -185,10 +185,10 @@ class Watcher:
         )
         try:
             standing = self._log.put_record(abort, timeout_s=self._hold_s)
-        except StoreError:
-            logger.exception("swap %d is undecided and the store cannot be reached", number)
+        except (StoreError, HeadLogError):
+            # The conductor may still know; it is asked next, and the store again after that.
+            logger.exception("swap %d is undecided and the store cannot be read", number)
             self._batcher.refuse_held()
-            self._is_stopping.wait(RETRY_S)
             return
         is_committed = standing.kind == "commit"
         if is_committed:
@@ -240,8 +240,11 @@ class Watcher:
         return self._held_since_s + self._hold_s - time.monotonic()
 
     def _patience_s(self) -> float:
-        """Longest wait for an answer: never past the end of a hold."""
-        return self._hold_left_s() if self._state.hold else 5.0
+        """Longest wait for an answer: never past the end of a hold, and short after it."""
+        if not self._state.hold:
+            return POLL_TIMEOUT_S
+        left_s = self._hold_left_s()
+        return left_s if left_s > 0 else RETRY_S
 
     def _observe_hold(self) -> None:
         if self._state.hold:

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 
 from export.bundle import BundleError
 from models.pictures import PictureError, PictureTooLargeError
-from serve.batcher import OverloadedError, UndecidedError, UnknownTaskError
+from serve.batcher import OverloadedError, StoppingError, UndecidedError, UnknownTaskError
 from serve.headlog import StoreError
 from serve.link import LinkError
 from serve.messages import Refused
@@ -36,6 +36,7 @@ STATUS_OF_ERROR: Mapping[type[Exception], int] = {
     BundleError: 422,
     OverloadedError: 503,
     UndecidedError: 503,
+    StoppingError: 503,
     LinkError: 503,
     StoreError: 503,
     TimeoutError: 408,

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from typing_extensions import override
+
 from export.bundle import Bundle, read_trunk_folder
 from serve.conductor import Conductor
 from serve.headlog import HeadLog
@@ -60,18 +62,19 @@ class LoopThread:
         """Stop at whatever is awaited now; everyone who waits hears that the process is gone."""
         if self._loop.is_closed() or not self._thread.is_alive():
             return
-        self._loop.call_soon_threadsafe(self._cancel_all)
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop)
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout=10)
             self._loop.close()
         for future in list(self._under_way):
             future.cancel()
 
-    def _cancel_all(self) -> None:
-        for task in asyncio.all_tasks(self._loop):
+    async def _end(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
             task.cancel()
-        # Cancelled tasks end in the next turns of the loop.
-        self._loop.call_soon(self._loop.call_soon, self._loop.stop)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._loop.call_soon(self._loop.stop)
 
 
 class LocalLink:
@@ -126,6 +129,7 @@ class ConductorLog(HeadLog):
         self.before_put: Callable[[Record], None] = lambda _: None
         self.after_put: Callable[[Record], None] = lambda _: None
 
+    @override
     def put_record(self, record: Record, *, timeout_s: float = 10.0) -> Record:
         """See `HeadLog.put_record`."""
         self.before_put(record)
@@ -147,8 +151,8 @@ class LocalFleet:
     def __init__(
         self, folder: Path, trunk: Path, *, replicas: int, hold_s: float = 1.0, **settings: Any
     ) -> None:
-        self.settings = ServeSettings(
-            store=str(folder), swap_hold_s=hold_s, **{"swap_stage_s": 5.0, **settings}
+        self.settings = ServeSettings.model_validate(
+            {"store": str(folder), "swap_hold_s": hold_s, "swap_stage_s": 5.0, **settings}
         )
         self.log = ConductorLog(str(folder))
         self.replicas: dict[str, Replica] = {}
@@ -247,8 +251,11 @@ class LocalFleet:
             return
         self.links[replica].is_cut = True
         self.replicas[replica].watcher.stop()
-        self.replicas[replica].batcher.set_open(is_open=False)
+        batcher = self.replicas[replica].batcher
+        batcher.set_open(is_open=False)
         self.killed.append(replica)
+        for job in list(batcher._waiting):
+            job.done.cancel()  # the connection is reset
 
     def start_push(
         self, bundle: Bundle, *, task: str | None = None, key: str = "", **fields: Any

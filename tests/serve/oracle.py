@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -24,12 +23,19 @@ SIZE_PX = 8
 TOLERANCE = 1e-5
 
 
-def expected_scores(picture: NDArray[np.uint8], seed: int, num_labels: int = 3) -> NDArray:
+def expected_scores(
+    picture: NDArray[np.uint8], seed: int, num_labels: int = 3
+) -> NDArray[np.float64]:
     """What `make_bundle(seed=seed)` says of a picture, by numpy alone, float64 [num_labels]."""
     weight = np.random.default_rng(seed).normal(size=(3, num_labels))
     logits = picture.reshape(-1, 3).astype(np.float64).mean(axis=0) / 255 @ weight
     exponentials = np.exp(logits - logits.max())
     return exponentials / exponentials.sum()
+
+
+def some_picture(seed: int) -> NDArray[np.uint8]:
+    """Noise, uint8 [size, size, 3]."""
+    return np.random.default_rng(seed).integers(0, 256, (SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
 
 
 @dataclass
@@ -73,11 +79,13 @@ class Crowd:
 
     Args:
         questions: The task lists to ask; each request takes one of them.
+        is_sticky: Whether each client stays with one replica; else it asks any.
     """
 
     fleet: LocalFleet
     questions: tuple[tuple[str, ...], ...]
     clients: int = 4
+    is_sticky: bool = False
     pause_s: float = 0.001
     seen: list[Seen] = field(default_factory=list)
 
@@ -109,20 +117,25 @@ class Crowd:
             time.sleep(0.002)
 
     def _client(self, seed: int) -> None:
-        chance = random.Random(seed)
-        pixels = np.random.default_rng(seed)
+        chance = np.random.default_rng(seed)
         while not self._is_over.is_set():
-            picture = pixels.integers(0, 256, (SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
-            self.seen.append(self._ask(chance, picture, chance.choice(self.questions)))
+            picture = chance.integers(0, 256, (SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
+            question = self.questions[chance.integers(len(self.questions))]
+
+            def pick() -> int:
+                return seed if self.is_sticky else int(chance.integers(2**31))
+
+            self.seen.append(self._ask(pick, picture, question))
             time.sleep(self.pause_s)
 
     def _ask(
-        self, chance: random.Random, picture: NDArray[np.uint8], tasks: tuple[str, ...]
+        self, pick: Callable[[], int], picture: NDArray[np.uint8], tasks: tuple[str, ...]
     ) -> Seen:
         """Ask one replica; one that dies meanwhile is replaced by another, as the proxy does it."""
         sent_s = time.monotonic()
         while True:
-            name = chance.choice(self.fleet.routed())
+            names = self.fleet.routed()
+            name = names[pick() % len(names)]
             given_s: list[float] = []
             job = Job([picture], tasks)
 

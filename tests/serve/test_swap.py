@@ -98,7 +98,7 @@ def test_pushes_at_once_are_put_in_an_order_without_gap_or_duplicate(
 
 
 def test_the_same_key_makes_one_change(tmp_path: Path, trunk_folder: Path, heads: Heads) -> None:
-    """Asked again in turn, at once, and after the conductor has restarted, the answer is the same."""
+    """Asked again in turn, at once, or of the next conductor: the answer is the same."""
     with LocalFleet(tmp_path, trunk_folder, replicas=1) as fleet:
         first = version_of(fleet.push(heads(1), key="k"))
         again = [version_of(fleet.push(heads(1), key="k"))]
@@ -189,9 +189,7 @@ def test_a_rollback_that_makes_no_sense_says_why(
     assert versions(log, "colours") == [1]
 
 
-def test_other_labels_need_a_declaration(
-    tmp_path: Path, trunk_folder: Path, heads: Heads
-) -> None:
+def test_other_labels_need_a_declaration(tmp_path: Path, trunk_folder: Path, heads: Heads) -> None:
     """Callers would see other names, so the pusher has to say that it is meant."""
     other = heads.make("colours", seed=2, labels=("red", "green", "violet"))
     with LocalFleet(tmp_path, trunk_folder, replicas=1) as fleet:
