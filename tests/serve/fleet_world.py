@@ -109,6 +109,7 @@ class World:
     def steps(self, s: State) -> Iterator[Step]:
         """Every event that may come next."""
         yield from (with_truth(step) for step in self.conductor_steps(s))
+        yield from (with_truth(step) for step in failure_steps(s))
         yield from (with_truth(step) for step in self.store_steps(s))
         for i, p in enumerate(s.places):
             yield from self.life_steps(s, i, p)
@@ -120,7 +121,7 @@ class World:
                     yield from self.expiry_steps(s, i, p)
 
     def conductor_steps(self, s: State) -> Iterator[Step]:
-        """Come back; begin a swap, take it a phase on, read its record, give it up; crash."""
+        """Come back after a crash; begin a swap, take it a phase on, read its record."""
         is_decided = len(s.log) > s.number
         if s.phase == DOWN:
             yield self.fence(s, len(s.log)) if self.fences else self.restart(s, len(s.log) - 1)
@@ -140,14 +141,6 @@ class World:
             after = conduct(hear_and_advance, s, tuple(p.ack for p in s.places))
             if after.phase != s.phase:
                 yield enter(s, after)
-        if s.phase in {Phase.STAGE, Phase.HOLD}:
-            yield enter(s, conduct(protocol.give_up, s))
-        if s.crashes and s.phase != DOWN:
-            told = tuple(UNKNOWN if t == BUSY else t for t in s.told)
-            places = tuple(p._replace(noted=STRANGER) for p in s.places)
-            puts = frozenset((n, max(value, ABORT)) for n, value in s.puts)  # now nobody's own
-            after = s._replace(phase=DOWN, number=0, push=0, places=places, puts=puts, told=told)
-            yield Step("conductor dies", after._replace(crashes=s.crashes - 1), is_fault=True)
 
     def fence(self, s: State, number: int) -> Step:
         """A new conductor puts an abort under a number that it found free."""
@@ -207,6 +200,20 @@ class World:
             after = follow(protocol.settle, p, number, is_committed=is_committed)
             if after is not p:
                 yield Step(f"{i} settles {number}", with_place(s, i, after))
+
+
+def failure_steps(s: State) -> Iterator[Step]:
+    """The conductor gives its swap up, or crashes and forgets everything."""
+    if s.phase not in {DOWN, FENCING}:
+        after = conduct(protocol.give_up, s)
+        if after.phase != s.phase:
+            yield enter(s, after)
+    if s.crashes and s.phase != DOWN:
+        told = tuple(UNKNOWN if t == BUSY else t for t in s.told)
+        places = tuple(p._replace(noted=STRANGER) for p in s.places)
+        puts = frozenset((n, max(value, ABORT)) for n, value in s.puts)  # now nobody's own
+        after = s._replace(phase=DOWN, number=0, push=0, places=places, puts=puts, told=told)
+        yield Step("conductor dies", after._replace(crashes=s.crashes - 1), is_fault=True)
 
 
 def enter(s: State, after: State) -> Step:
