@@ -1,0 +1,166 @@
+"""Specification of models/batches.py and models/augment.py: what training sees."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from models import batches as batches_module
+from models.augment import DRAWINGS, PHOTOS, Augmentation, augment, fit_crop
+from models.batches import UNKNOWN, TrainingPictures, pool
+from models.data import Picture, Split
+from models.pictures import Preprocessing, to_pixels
+
+SMALL = Preprocessing(16, 18, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+LARGE = Preprocessing(32, 36, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def picture(seed: int) -> Picture:
+    """Smooth, so that two sizes of one crop can be compared."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    smooth = Image.fromarray(coarse).resize((80, 64), Image.Resampling.BICUBIC)
+    return Picture(np.asarray(smooth), f"key{seed}")
+
+
+PICTURES = [picture(seed) for seed in range(10)]
+
+
+def pictures(
+    augmentation: Augmentation | None, *, batch_size: int = 4, seed: int = 0
+) -> TrainingPictures:
+    return TrainingPictures(
+        PICTURES, [SMALL, LARGE], augmentation=augmentation, batch_size=batch_size, seed=seed
+    )
+
+
+def by_row(source: TrainingPictures, epoch: int, preprocessing: Preprocessing) -> Tensor:
+    """The pictures of an epoch, back in their own order."""
+    all_batches = list(source.epoch(epoch))
+    rows = torch.cat([batch.rows for batch in all_batches])
+    return torch.cat([batch.images[preprocessing] for batch in all_batches])[rows.argsort()]
+
+
+def test_an_epoch_holds_every_picture_once() -> None:
+    """In batches of even size, so that no batch is a remainder of one."""
+    sizes = [len(batch.rows) for batch in pictures(None, batch_size=3).epoch(1)]
+    rows = torch.cat([batch.rows for batch in pictures(None, batch_size=3).epoch(1)])
+
+    assert sizes == [4, 3, 3]
+    assert sorted(rows.tolist()) == list(range(10))
+
+
+def test_without_augmentation_training_sees_what_serving_sees() -> None:
+    """Bit for bit, at every size."""
+    for preprocessing in (SMALL, LARGE):
+        seen = by_row(pictures(None), 1, preprocessing)
+
+        for row, one in zip(seen, PICTURES, strict=True):
+            assert isinstance(one.source, np.ndarray)
+            np.testing.assert_array_equal(row.numpy(), to_pixels(one.source, preprocessing))
+
+
+@pytest.mark.parametrize("augmentation", [PHOTOS, DRAWINGS])
+def test_networks_of_all_sizes_see_the_same_crop(augmentation: Augmentation) -> None:
+    """The large view, scaled down, is the small view; the crop of another epoch is far from it."""
+    source = pictures(augmentation)
+    small, large = by_row(source, 1, SMALL), by_row(source, 1, LARGE)
+    halved = torch.nn.functional.avg_pool2d(large.permute(0, 3, 1, 2).float(), 2)
+
+    difference = (halved - small.permute(0, 3, 1, 2)).abs().mean()
+    other = (by_row(source, 2, SMALL).float() - small.float()).abs().mean()
+
+    # Two resamplings of a smooth picture differ by a few of 255 steps, mostly at the border.
+    assert difference < 4
+    assert other > 4 * difference
+
+
+def test_the_same_seed_and_epoch_give_the_same_batches() -> None:
+    """Bit for bit, whether pictures were kept from an earlier epoch or not."""
+    warm = pictures(PHOTOS)
+    list(warm.epoch(1))
+
+    for first, again in zip(warm.epoch(2), pictures(PHOTOS).epoch(2), strict=True):
+        assert torch.equal(first.rows, again.rows)
+        assert torch.equal(first.images[LARGE], again.images[LARGE])
+
+
+def test_a_full_cache_changes_nothing_but_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures that do not fit are decoded again."""
+    kept = by_row(pictures(PHOTOS), 1, LARGE)
+    monkeypatch.setattr(batches_module, "MAX_CACHE_BYTES", 20_000)
+
+    assert torch.equal(by_row(pictures(PHOTOS), 1, LARGE), kept)
+
+
+def test_another_seed_draws_other_crops_and_another_order() -> None:
+    """Seeds are independent."""
+    assert not torch.equal(
+        by_row(pictures(PHOTOS), 1, SMALL), by_row(pictures(PHOTOS, seed=1), 1, SMALL)
+    )
+    orders = [next(iter(pictures(None, batch_size=10).epoch(n))).rows.tolist() for n in (1, 2, 3)]
+    assert all(a != b for a, b in pairwise(orders))
+
+
+def test_drawings_are_never_mirrored() -> None:
+    """A picture that is dark at the left stays dark at the left."""
+    ramp = np.tile(np.linspace(0, 255, 64, dtype=np.uint8)[None, :, None], (64, 1, 3))
+    image = Image.fromarray(ramp)
+
+    for seed in range(50):
+        random = np.random.default_rng(seed)
+        middle = fit_crop(augment(image, DRAWINGS, random), SMALL)[8].astype(int)
+        assert middle[12, 0] > middle[4, 0]
+
+
+def test_photos_are_mirrored_half_of_the_time() -> None:
+    """Between 30 and 70 of 100, far outside which a fair coin never falls."""
+    ramp = np.tile(np.linspace(0, 255, 64, dtype=np.uint8)[None, :, None], (64, 1, 3))
+    crops = [
+        fit_crop(augment(Image.fromarray(ramp), PHOTOS, np.random.default_rng(seed)), SMALL)
+        for seed in range(100)
+    ]
+
+    assert 30 < sum(int(crop[8, 12, 0]) < int(crop[8, 4, 0]) for crop in crops) < 70
+
+
+def test_a_crop_keeps_at_least_its_smallest_area() -> None:
+    """Square, inside the picture, between min_area and all of the centre square's area."""
+    areas = [
+        np.prod(augment(Image.new("RGB", (200, 100)), PHOTOS, np.random.default_rng(s)).size)
+        for s in range(200)
+    ]
+
+    # Sides are rounded to whole pixels.
+    assert min(areas) >= 0.49 * 100**2
+    assert max(areas) <= 100**2
+    assert max(areas) - min(areas) > 0.4 * 100**2
+
+
+@pytest.mark.parametrize("min_area", [0.0, 1.5])
+def test_an_area_out_of_range_is_refused(min_area: float) -> None:
+    """A crop of nothing, or of more than there is."""
+    with pytest.raises(ValueError, match="expected 0 < min_area <= 1"):
+        Augmentation(min_area=min_area, flip=False)
+
+
+def split(*seeds: int, label: int = 0) -> Split:
+    return Split(tuple(picture(seed) for seed in seeds), torch.full((len(seeds),), label))
+
+
+def test_a_picture_of_two_tasks_is_pooled_once_with_both_labels() -> None:
+    """A label is unknown where a task does not have the picture."""
+    together, labels = pool([split(1, 2, label=3), split(2, 4, label=5)], [])
+
+    assert [one.key for one in together] == ["key1", "key2", "key4"]
+    assert labels.tolist() == [[3, UNKNOWN], [3, 5], [UNKNOWN, 5]]
+
+
+def test_what_any_task_holds_out_is_in_nobodys_pool() -> None:
+    """Else the student would be tested on pictures that it learned another task from."""
+    together, labels = pool([split(1, 2), split(2, 3)], [split(2), split(9)])
+
+    assert [one.key for one in together] == ["key1", "key3"]
+    assert labels.shape == (2, 2)
