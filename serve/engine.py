@@ -43,6 +43,8 @@ class Head:
         """Float32 [rows, labels]."""
         return np.asarray(self.session.run(["logits"], {"features": features})[0])
 
+    # What overflows is looked for below, and a softmax of huge logits may.
+    @np.errstate(all="ignore")
     def scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Link of logits / temperature, float32 [rows, labels].
 

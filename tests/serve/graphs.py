@@ -1,0 +1,62 @@
+"""Small ONNX graphs, good and hostile, for the engine and the gates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+LABELS = ("red", "green", "blue")
+FLOAT = TensorProto.FLOAT
+Dimensions = Sequence[int | str]
+
+
+def node(operator: str, given: str, wanted: str, **attributes: Any) -> onnx.NodeProto:
+    """One operation; names of tensors are separated by spaces."""
+    return helper.make_node(operator, given.split(), wanted.split(), **attributes)
+
+
+def head_model(
+    nodes: Sequence[onnx.NodeProto],
+    weights: Mapping[str, np.ndarray] | None = None,
+    *,
+    inputs: Sequence[tuple[str, int, Dimensions]] = (("features", FLOAT, ("rows", 3)),),
+    outputs: Sequence[tuple[str, int, Dimensions]] = (("logits", FLOAT, ("rows", 3)),),
+    domains: Sequence[str] = ("",),
+) -> onnx.ModelProto:
+    """A model with a head's interface, unless told otherwise."""
+    graph = helper.make_graph(
+        list(nodes),
+        "head",
+        [helper.make_tensor_value_info(*value) for value in inputs],
+        [helper.make_tensor_value_info(*value) for value in outputs],
+        [numpy_helper.from_array(value, name) for name, value in (weights or {}).items()],
+    )
+    opsets = [helper.make_opsetid(domain, 18) for domain in domains]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def constant_head(logits: Sequence[float]) -> bytes:
+    """A head that gives the same logits for every picture."""
+    bias = np.asarray(logits, np.float32)
+    weights = {"weight": np.zeros((3, len(bias)), np.float32), "bias": bias}
+    outputs = [("logits", FLOAT, ("rows", len(bias)))]
+    gemm = node("Gemm", "features weight bias", "logits")
+    return head_model([gemm], weights, outputs=outputs).SerializeToString()
+
+
+def two_row_head() -> bytes:
+    """A head that passes with two rows and fails with any other number."""
+    weights = {"shape": np.array([2, 3], np.int64)}
+    return head_model([node("Reshape", "features shape", "logits")], weights).SerializeToString()
+
+
+def first_row_head() -> bytes:
+    """A head that gives one row of logits, however many it is asked for."""
+    weights = {"start": np.array([0], np.int64), "end": np.array([1], np.int64)}
+    return head_model(
+        [node("Slice", "features start end start", "logits")], weights
+    ).SerializeToString()
