@@ -14,7 +14,7 @@ import threading
 import traceback
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -23,6 +23,7 @@ from rich.table import Table
 
 from serve import cli_learn
 from serve.client import Client, ClientError, Prediction
+from serve.runtime import DEFAULT_PROXY
 from serve.settings import load_settings
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
@@ -68,9 +69,9 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address; 127.0.0.1 unless given.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 8000 unless given.")] = None,
     replicas: Annotated[int | None, typer.Option(help="Processes; 2 unless given.")] = None,
-    proxy: Annotated[str, typer.Option(help="haproxy, or python where it cannot run.")] = (
-        "haproxy" if sys.platform == "linux" else "python"
-    ),
+    proxy: Annotated[
+        Literal["haproxy", "python"], typer.Option(help="python: Ray's own, slower.")
+    ] = DEFAULT_PROXY,
     as_json: AsJson = False,
 ) -> None:
     """Run the service here, until it is interrupted."""

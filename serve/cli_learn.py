@@ -224,7 +224,7 @@ def demo(
 
     report = run_demo(stay=stay, is_quiet=as_json)
     if as_json:
-        _print_json(report.as_dict())
+        _print_json(vars(report))
     if report.failures:
         raise typer.Exit(1)
 

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from pydantic import Field
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from export.bundle import Digest, TaskName
 from serve.metrics import Report
 from serve.protocol import NO_ACK, Ack, Phase, ReplicaId
-from serve.record import Record, TaskChange, Verdict
+from serve.record import Record, TaskChange, Text, Verdict
+
+MAX_KEY_LENGTH = 256
+MAX_MESSAGE_LENGTH = 2000
 
 
 @dataclass(frozen=True)
@@ -49,9 +57,9 @@ class Directive:
     is_admitted: bool
 
 
-@dataclass(frozen=True)
+@checked_dataclass(frozen=True)
 class Change:
-    """What a pusher asks for.
+    """What a pusher asks for, checked when it is made.
 
     Args:
         bundle: Digest of a bundle that is in the store and passed the gates; None for a rollback.
@@ -59,15 +67,18 @@ class Change:
         expected: Refuse unless this is the live version.
         key: Idempotency key: the same key makes the same change only once.
         allow_new_labels: Whether the pusher declared that the labels change.
+
+    Raises:
+        ValidationError: a name, key or message that the log would not take.
     """
 
-    task: str
-    key: str
-    bundle: str | None = None
+    task: TaskName
+    key: Annotated[Text, Field(min_length=1, max_length=MAX_KEY_LENGTH)]
+    bundle: Digest | None = None
     labels: tuple[str, ...] = ()
     to: int | None = None
     expected: int | None = None
-    message: str = ""
+    message: Annotated[Text, Field(max_length=MAX_MESSAGE_LENGTH)] = ""
     verdicts: tuple[Verdict, ...] = ()
     allow_new_labels: bool = False
 

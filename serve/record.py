@@ -5,6 +5,7 @@ Pure: where records are kept is `headlog.py`'s business.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -77,7 +78,11 @@ class Record(_Entry):
 
     def to_bytes(self) -> bytes:
         """The bytes that are stored and that the next record's `previous` is the digest of."""
-        return self.model_dump_json(exclude_defaults=True).encode()
+        # Defaults are left out, so that a field which a later version adds leaves the bytes of
+        # older records as they were.
+        body = self.model_dump(mode="json", exclude_defaults=True)
+        body = {"schema_version": self.schema_version, **body}
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
     @property
     def digest(self) -> Digest:

@@ -6,6 +6,8 @@ Knows neither HTTP nor Ray: a replica can be run in a test, or in a program of o
 from __future__ import annotations
 
 import logging
+import statistics
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -24,6 +26,8 @@ from serve.settings import ServeSettings
 from serve.watcher import StageError, Watcher
 
 logger = logging.getLogger(__name__)
+
+BATCH_TRIALS = 5
 
 
 class NoTrunkError(Exception):
@@ -51,7 +55,7 @@ class Replica:
             self.engine,
             Snapshot(view.live_number, {h.task: h for h in self._load_all(view)}),
             self.metrics,
-            max_pictures=settings.max_batch_pictures,
+            max_pictures=self._batch_size(),
             max_queued=settings.max_queued,
         )
         self.decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
@@ -117,6 +121,23 @@ class Replica:
         self.watcher.stop()
         self.batcher.close()
         self.decoders.shutdown(wait=False)
+
+    def _batch_size(self) -> int:
+        """Pictures that the trunk runs in the target time on this machine, at least one.
+
+        A larger batch would win little on a CPU, where one picture already keeps a thread busy,
+        and it would make requests and swaps wait for its end.
+        """
+        size_px = self.engine.manifest.preprocessing.size_px
+        picture = np.zeros((1, size_px, size_px, 3), np.uint8)
+        self.engine.features(picture)  # the first run allocates
+        seconds = []
+        for _ in range(BATCH_TRIALS):
+            began_s = time.perf_counter()
+            self.engine.features(picture)
+            seconds.append(time.perf_counter() - began_s)
+        size = int(self.settings.batch_target_s / statistics.median(seconds))
+        return min(max(1, size), self.settings.max_batch_pictures)
 
     def _load_all(self, view: LogView) -> list[LiveHead]:
         """The live heads. They passed every gate when they were pushed, and are not asked again."""

@@ -12,9 +12,12 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 from pathlib import Path
+from typing import Literal
 
+DEFAULT_PROXY: Literal["haproxy", "python"] = "haproxy" if sys.platform == "linux" else "python"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PORT_BLOCK = 128  # ports for one service: 4 of its own, and a range for replicas of each protocol
 FIRST_BLOCK, LAST_BLOCK = 20_000, 29_000

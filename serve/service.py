@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 READY_S = 60.0
 READY_CHECK_S = 0.02
+# The names of unix sockets have to fit 107 bytes, so a long TMPDIR does not do.
+_SHORT = "/tmp" if Path("/tmp").is_dir() else None  # noqa: S108 (made private, under a random name)
 
 
 class StartError(Exception):
@@ -89,7 +91,7 @@ class Service:
                 f"Port {settings.port} of {settings.host} is taken; choose another with --port."
             )
         trunk = self._find_trunk()
-        self._folder = Path(tempfile.mkdtemp(prefix="headstock-"))
+        self._folder = Path(tempfile.mkdtemp(prefix="headstock-", dir=_SHORT))
         runtime.prepare(
             self._folder,
             host=settings.host,
@@ -145,6 +147,8 @@ class Service:
             log_to_driver=False,
             logging_level=logging.ERROR,
             object_store_memory=100 * 2**20,  # nothing large goes through it
+            # Ray's own folder is open to every user of the machine, and stays when it stops.
+            _temp_dir=str(self._folder / "ray"),
         )
         return ray
 

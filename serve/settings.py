@@ -43,7 +43,12 @@ class ServeSettings(BaseSettings):
         50_000_000, description="Largest width x height of a picture, checked before decoding."
     )
     max_pictures: PositiveInt = Field(64, description="Most pictures in one request.")
-    max_batch_pictures: PositiveInt = Field(8, description="Most pictures in one run of the trunk.")
+    batch_target_s: PositiveFloat = Field(
+        0.01, description="A batch takes as many pictures as the trunk runs in this time."
+    )
+    max_batch_pictures: PositiveInt = Field(
+        32, description="Most pictures in a batch, however fast the trunk is."
+    )
     max_queued: PositiveInt = Field(512, description="Most requests waiting in one replica.")
     decode_threads: PositiveInt = Field(2, description="Threads that decode pictures.")
     request_timeout_s: PositiveFloat = Field(30.0, description="Longest time for one answer.")

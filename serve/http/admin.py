@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from typing import Any
 
+from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -24,6 +26,7 @@ from serve.replica import Replica
 MAX_COMMAND_BYTES = 64 * 2**10
 CONDUCTOR_TRIES = 10
 CONDUCTOR_RETRY_S = 0.5
+FIELD_NAMES: dict[int | str, str] = {0: "task", 1: "idempotency-key"}  # of what is given by place
 
 
 class Admin:
@@ -74,9 +77,8 @@ class Admin:
             return problem_of_refusal(Refused("gate", verdicts[-1].reason, verdicts))
         await asyncio.to_thread(self._replica.log.put_bundle, bundle)
         return await self._answer(
-            Change(
-                _task(request),
-                _key(request),
+            _requested(
+                request,
                 bundle=bundle.digest,
                 labels=bundle.manifest.labels,
                 message=request.query_params.get("message", ""),
@@ -93,12 +95,11 @@ class Admin:
                 400, f"Field {unknown[0]!r} is unknown; expected to, expected, message."
             )
         return await self._answer(
-            Change(
-                _task(request),
-                _key(request),
+            _requested(
+                request,
                 to=_version(command, "to"),
                 expected=_version(command, "expected"),
-                message=str(command.get("message", "")),
+                message=command.get("message", ""),
             )
         )
 
@@ -167,14 +168,22 @@ def _swapped(swapped: Swapped) -> dict[str, object]:
     }
 
 
-def _task(request: Request) -> str:
-    return request.path_params["task"]
+def _requested(request: Request, **fields: Any) -> Change:
+    """The change that a request asks for.
 
-
-def _key(request: Request) -> str:
-    """What makes a repeated request one change: the client's key, else the proxy's request id."""
+    Its key, which makes a repeated request one change, is the client's, else the proxy's request
+    id.
+    """
     headers = request.headers
-    return headers.get("idempotency-key") or headers.get("x-request-id") or uuid.uuid4().hex
+    key = headers.get("idempotency-key") or headers.get("x-request-id") or uuid.uuid4().hex
+    try:
+        return Change(request.path_params["task"], key, **fields)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        field = problem["loc"][-1] if problem["loc"] else "change"
+        raise RequestError(
+            400, f"{FIELD_NAMES.get(field, field)} is {problem['input']!r:.100}: {problem['msg']}."
+        ) from error
 
 
 def _flag(request: Request, name: str) -> bool:
