@@ -17,11 +17,13 @@ from onnx import numpy_helper
 from safetensors.numpy import load
 
 from export.bundle import GOLDEN, HEAD, Bundle
-from serve.engine import Engine, Head
+from serve.costs import CostError, check_costs
+from serve.engine import Engine, Head, HeadOutputError
 from serve.record import Verdict
 
 MAX_NODES = 64
 MAX_GOLDEN_PICTURES = 64
+GOLDEN_BATCH = 8  # the trunk's memory grows with its largest batch, and stays
 
 # What heads are made of: affine maps, small networks, prototypes, and what converters put around
 # them. No control flow, no random numbers, nothing that reads files.
@@ -31,6 +33,13 @@ ALLOWED_OPERATORS = frozenset(
         "Gemm", "Identity", "LayerNormalization", "LpNormalization", "MatMul", "Max", "Mul", "Neg",
         "Pow", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare", "Relu", "Reshape",
         "Sigmoid", "Slice", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze",
+    }
+)  # fmt: skip
+ALLOWED_TYPES = frozenset(
+    {
+        onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE,
+        onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT32,
+        onnx.TensorProto.INT64, onnx.TensorProto.BOOL,
     }
 )  # fmt: skip
 
@@ -103,6 +112,10 @@ def check_graph(bundle: Bundle, *, max_head_bytes: int) -> str:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise GateError(f"{HEAD} is not a valid ONNX graph: {error}") from error
+    try:
+        check_costs(model)
+    except CostError as error:
+        raise GateError(f"{HEAD} is refused for its cost: {error}") from error
     return f"{len(model.graph.node)} nodes, {len(data)} bytes"
 
 
@@ -116,20 +129,44 @@ def check_golden(bundle: Bundle, engine: Engine) -> str:
     scale = max(1.0, float(np.abs(expected).max()))
     tolerance = engine.manifest.golden_tolerance["fp32"] * scale
     head = load_head(bundle)
-    try:
-        logits = head.logits(engine.features(pictures))
-    # ONNX Runtime has no common error class below Exception.
-    except Exception as error:
-        raise GateError(f"{HEAD} cannot be run: {error}") from error
-    if logits.shape != expected.shape:
-        raise GateError(f"{HEAD} gives logits {logits.shape}; expected {expected.shape}.")
-    difference = float(np.abs(logits - expected).max())
+    starts = range(0, len(pictures), GOLDEN_BATCH)
+    features = np.concatenate(
+        [engine.features(pictures[start : start + GOLDEN_BATCH]) for start in starts]
+    )
+    difference = _difference(head, features, expected)
     if not difference <= tolerance:
         raise GateError(
             f"The golden samples do not reproduce: logits differ by {difference:.2e}, more than "
             f"the trunk's tolerance {tolerance:.2e}. Bundle the head with the trunk that it is for."
         )
+    others = np.zeros_like(features)
+    among_others = _difference(head, np.concatenate([features, others]), expected)
+    alone = _difference(head, features[:1], expected[:1])
+    if not (among_others <= tolerance and alone <= tolerance):
+        raise GateError(f"{HEAD} answers a row otherwise when others are in its batch.")
     return f"{len(pictures)} samples reproduce within {difference:.1e} (tolerance {tolerance:.1e})"
+
+
+def _difference(head: Head, features: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """Largest difference of a logit in the first rows.
+
+    Raises:
+        GateError: the head fails, or gives no scores for these rows.
+    """
+    shape = (len(features), expected.shape[1])
+    try:
+        logits = head.logits(features)
+        if logits.shape != shape:
+            raise GateError(f"{HEAD} gives logits {logits.shape}; expected {shape}.")
+        head.scores(features[: len(expected)])
+    except HeadOutputError as error:
+        raise GateError(f"{HEAD} gives no scores: {error}") from error
+    except GateError:
+        raise
+    # ONNX Runtime has no common error class below Exception.
+    except Exception as error:
+        raise GateError(f"{HEAD} cannot be run with {len(features)} rows: {error}") from error
+    return float(np.abs(logits[: len(expected)] - expected).max())
 
 
 def load_head(bundle: Bundle) -> Head:
@@ -157,12 +194,17 @@ def _check_nodes(model: onnx.ModelProto) -> None:
         for attribute in node.attribute:
             if attribute.HasField("g") or attribute.graphs:
                 raise GateError(f"{HEAD} has a graph inside its node {node.op_type}.")
+            if not np.isfinite([attribute.f, *attribute.floats]).all():
+                raise GateError(f"{attribute.name} of a {node.op_type} in {HEAD} is not finite.")
+            if node.op_type == "Cast" and attribute.name == "to":
+                _check_type(attribute.i, "A Cast")
 
 
 def _check_weights(model: onnx.ModelProto) -> None:
     for tensor in _tensors(model.graph):
         if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise GateError(f"{HEAD} keeps the weight {tensor.name!r} in another file.")
+        _check_type(tensor.data_type, f"The weight {tensor.name!r}")
         try:
             values = numpy_helper.to_array(tensor)
         except (ValueError, TypeError, OverflowError) as error:
@@ -171,11 +213,19 @@ def _check_weights(model: onnx.ModelProto) -> None:
             raise GateError(f"The weight {tensor.name!r} is not finite everywhere.")
 
 
+def _check_type(data_type: int, what: str) -> None:
+    if data_type not in ALLOWED_TYPES:
+        allowed = ", ".join(sorted(onnx.TensorProto.DataType.Name(t) for t in ALLOWED_TYPES))
+        raise GateError(f"{what} is of the type numbered {data_type}; expected one of {allowed}.")
+
+
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     yield from graph.initializer
     if graph.sparse_initializer:
         raise GateError(f"{HEAD} has sparse weights, which heads may not have.")
     for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
+            raise GateError(f"{HEAD} has sparse weights, which heads may not have.")
         if attribute.HasField("t"):
             yield attribute.t
         yield from attribute.tensors
@@ -211,7 +261,7 @@ def _golden(bundle: Bundle, engine: Engine) -> tuple[NDArray[np.uint8], NDArray[
     if set(tensors) != {"pictures", "logits"}:
         raise GateError(f"{GOLDEN} holds {sorted(tensors)}; expected logits and pictures.")
     pictures, logits = tensors["pictures"], tensors["logits"]
-    num, size_px = len(pictures), engine.manifest.preprocessing.size_px
+    num, size_px = (len(pictures) if pictures.ndim else 0), engine.manifest.preprocessing.size_px
     shapes = ((num, size_px, size_px, 3), (num, len(bundle.manifest.labels)))
     types = (pictures.dtype == np.uint8) and (logits.dtype == np.float32)
     if (pictures.shape, logits.shape) != shapes or not types:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,3 +61,52 @@ def first_row_head() -> bytes:
     return head_model(
         [node("Slice", "features start end start", "logits")], weights
     ).SerializeToString()
+
+
+def mixing_head() -> bytes:
+    """A head whose answer to a row depends on the other rows of its batch."""
+    nodes = [node("ReduceMean", "features axes", "mean"), node("Sub", "features mean", "logits")]
+    return head_model(nodes, {"axes": np.array([0], np.int64)}).SerializeToString()
+
+
+def constant_node(tensor: np.ndarray) -> onnx.NodeProto:
+    """A weight that is a node's attribute."""
+    return node("Constant", "", "bias", value=numpy_helper.from_array(tensor))
+
+
+def biased(constant: onnx.NodeProto) -> onnx.ModelProto:
+    """Features plus what a node named `bias` gives."""
+    return head_model([constant, node("Add", "features bias", "logits")])
+
+
+def doubling(times: int) -> onnx.ModelProto:
+    """A tensor that is joined with itself again and again, then reduced to logits."""
+    names = ["features", *(f"wide{place}" for place in range(times))]
+    nodes = [
+        node("Concat", f"{small} {small}", large, axis=1)
+        for small, large in itertools.pairwise(names)
+    ]
+    weights = {"axes": np.array([1], np.int64)}
+    nodes += [
+        node("ReduceMean", f"{names[-1]} axes", "mean"),
+        node("Add", "features mean", "logits"),
+    ]
+    return head_model(nodes, weights)
+
+
+def constant_product(size: int, times: int) -> onnx.ModelProto:
+    """A square matrix of constants times itself, again and again."""
+    names = ["square", *(f"product{place}" for place in range(times))]
+    nodes = [node("MatMul", f"{left} square", right) for left, right in itertools.pairwise(names)]
+    weights = {
+        "row": np.ones((1, size), np.float32),
+        "column": np.ones((size, 1), np.float32),
+        "axes": np.array([0, 1], np.int64),
+    }
+    nodes = [
+        node("Mul", "row column", "square"),
+        *nodes,
+        node("ReduceMean", f"{names[-1]} axes", "mean", keepdims=0),
+        node("Add", "features mean", "logits"),
+    ]
+    return head_model(nodes, weights)
