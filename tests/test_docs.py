@@ -1,0 +1,35 @@
+"""The documentation names what there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from serve.cli import app
+from serve.settings import ServeSettings
+
+ROOT = Path(__file__).parents[1]
+SERVING = (ROOT / "docs" / "serving.md").read_text()
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("setting", ServeSettings.model_fields)
+def test_every_setting_is_documented_with_its_description(setting: str) -> None:
+    """A setting's row carries the sentence of its definition."""
+    description = ServeSettings.model_fields[setting].description
+
+    assert any(
+        line.startswith(f"| `{setting}` |") and line.endswith(f"| {description} |")
+        for line in SERVING.splitlines()
+    )
+
+
+@pytest.mark.parametrize("command", sorted(get_command(app).commands))  # pyrefly: ignore
+def test_every_command_is_in_the_readme_and_has_an_example(command: str) -> None:
+    """A user finds each command in the README, and an example in its help."""
+    help_text = get_command(app).commands[command].epilog  # pyrefly: ignore
+
+    assert f"`headstock {command}" in README
+    assert f"Example: headstock {command}" in (help_text or "")
