@@ -64,6 +64,11 @@ class Admin:
 
     async def push(self, request: Request) -> Response:
         """Admit a bundle and make it live everywhere."""
+        # What is not understood is refused: the push would be live for more callers than meant.
+        if unknown := sorted(set(request.query_params) - {"message", "new_labels"}):
+            raise RequestError(
+                400, f"Parameter {unknown[0]!r} is unknown; expected message, new_labels."
+            )
         data = await read_body(request, max_bytes=self._replica.settings.max_bundle_bytes)
         if not data:
             raise RequestError(400, "The body is empty; send a bundle as application/zip.")

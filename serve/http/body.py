@@ -51,6 +51,9 @@ async def pictures_in(request: Request, body: bytes, *, max_pictures: int) -> li
         pictures = [_from_json(body)]
     else:
         pictures = [body]
+    for number, picture in enumerate(pictures, start=1):
+        if not picture:
+            raise RequestError(400, f"The body's picture {number} is empty.")
     return pictures
 
 
@@ -84,6 +87,10 @@ async def _multipart(request: Request, body: bytes, max_pictures: int) -> list[b
             raise RequestError(400, f"The multipart body has no field named {FIELD!r}.")
         if others := sorted(set(form) - {FIELD}):
             raise RequestError(400, f"Field {others[0]!r} is unknown; send pictures as {FIELD!r}.")
+        if len(parts) > max_pictures:  # files and texts have a bound each
+            raise RequestError(
+                400, f"The body holds {len(parts)} pictures; at most {max_pictures} are accepted."
+            )
         return [
             await part.read() if isinstance(part, UploadFile) else part.encode() for part in parts
         ]

@@ -13,6 +13,8 @@ from serve.http.body import pictures_in, read_body
 from serve.http.problems import RequestError
 from serve.replica import Replica
 
+MAX_TOP_DIGITS = 6
+
 
 class Predict:
     """The prediction routes of one replica."""
@@ -85,8 +87,8 @@ def _top(request: Request) -> int | None:
     value = request.query_params.get("top")
     if value is None:
         return None
-    if not value.isdecimal() or int(value) < 1:
-        raise RequestError(400, f"top is {value!r}; expected a whole number of at least 1.")
+    if not value.isdecimal() or len(value) > MAX_TOP_DIGITS or int(value) < 1:
+        raise RequestError(400, f"top is {value!r:.20}; expected a whole number of at least 1.")
     return int(value)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
 from export.bundle import BundleError
@@ -30,6 +31,7 @@ TITLES = {
     503: "Not available now",
 }
 STATUS_OF_ERROR: Mapping[type[Exception], int] = {
+    ClientDisconnect: 400,  # for the counters: nobody reads the answer
     UnknownTaskError: 404,
     PictureTooLargeError: 413,
     PictureError: 415,

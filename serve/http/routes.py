@@ -76,5 +76,7 @@ def _measured(replica: Replica, path: str, endpoint: Endpoint) -> Endpoint:
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:  # noqa: PLR2004
-        return problem(405, f"{request.url.path} does not take {request.method}.")
+        response = problem(405, f"{request.url.path} does not take {request.method}.")
+        response.headers.update(error.headers or {})  # which methods it takes
+        return response
     return problem(404, f"There is nothing at {request.url.path}.")

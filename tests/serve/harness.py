@@ -15,11 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import httpx
 from typing_extensions import override
 
 from export.bundle import Bundle, read_trunk_folder
 from serve.conductor import Conductor
 from serve.headlog import HeadLog
+from serve.http.routes import http_app
 from serve.link import LinkError
 from serve.messages import Change, Directive, Outcome, Poll, Swapped
 from serve.record import LogView, Record
@@ -136,6 +138,30 @@ class ConductorLog(HeadLog):
         standing = super().put_record(record, timeout_s=timeout_s)
         self.after_put(record)
         return standing
+
+
+class HttpClient:
+    """Sends requests to the application of one replica, without a socket."""
+
+    def __init__(self, fleet: LocalFleet, replica: str) -> None:
+        self._app = http_app(fleet.replicas[replica], fleet.links[replica])
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Send one request, and wait for the whole answer."""
+        return asyncio.run(self._request(method, path, **options))
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        """GET."""
+        return self.request("GET", path, **options)
+
+    def post(self, path: str, **options: Any) -> httpx.Response:
+        """POST."""
+        return self.request("POST", path, **options)
+
+    async def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        transport = httpx.ASGITransport(self._app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.request(method, path, **options)
 
 
 class LocalFleet:
