@@ -112,4 +112,5 @@ def pool(
             if picture.key not in kept_out:
                 pictures[picture.key] = picture
                 labels.setdefault(picture.key, [UNKNOWN] * len(train))[task] = label
-    return list(pictures.values()), torch.tensor(list(labels.values()), dtype=torch.int64)
+    table = torch.tensor(list(labels.values()), dtype=torch.int64)
+    return list(pictures.values()), table.reshape(len(pictures), len(train))

@@ -113,7 +113,10 @@ def distil(
             num_batches=batches.num_batches,
             loss_of=lambda batch: pupil.loss(batch, labels[batch.rows]),
             validate=pupil.score,
-            before_epoch=lambda: pupil.prepare(from_scratch=from_scratch),
+            before_epoch=lambda: pupil.prepare(
+                from_scratch=from_scratch, num_batches=batches.num_batches
+            ),
+            start_is_usable=not from_scratch,
             optimizer=pupil.optimizer(from_scratch=from_scratch, factor=rate_factor),
             num_epochs=num_epochs,
             patience=patience,

@@ -11,13 +11,19 @@ from models.backbones import Backbone
 from models.batches import Batch
 from models.data import PictureData
 from models.errors import LearningError
-from models.fitting import Score, freeze_batch_statistics, parameter_groups, score
+from models.fitting import (
+    Score,
+    follow_batch_statistics,
+    freeze_batch_statistics,
+    parameter_groups,
+    score,
+)
 from models.heads import Head, LinearHead, features_of
 from models.logistic import choose_logistic_head
 from models.losses import distillation_loss, feature_loss, label_loss
 
 SCRATCH_RATE = 3e-3
-TRAINED_RATE = 5e-4
+TRAINED_RATE, FITTED_HEAD_RATE = 5e-4, 1e-3
 
 
 class DistillationError(LearningError):
@@ -90,20 +96,23 @@ class Pupil(nn.Module):
             head.load_state_dict(fitted.state_dict())
 
     def optimizer(self, *, from_scratch: bool, factor: float) -> torch.optim.AdamW:
-        """A trained trunk moves slowly; what is new moves fast."""
+        """A trained trunk moves slowly, its heads faster; from scratch all move alike."""
         trunk_rate = SCRATCH_RATE if from_scratch else TRAINED_RATE
+        head_rate = SCRATCH_RATE if from_scratch else FITTED_HEAD_RATE
         new = nn.ModuleList([self.heads, self.projections])
         return torch.optim.AdamW(
             [
                 *parameter_groups(self.student, rate=factor * trunk_rate),
-                *parameter_groups(new, rate=factor * SCRATCH_RATE),
+                *parameter_groups(new, rate=factor * head_rate),
             ]
         )
 
-    def prepare(self, *, from_scratch: bool) -> None:
+    def prepare(self, *, from_scratch: bool, num_batches: int) -> None:
         """Training mode; the batch statistics of a trained student stay as they are."""
         self.train()
-        if not from_scratch:
+        if from_scratch:
+            follow_batch_statistics(self.student, num_batches=num_batches)
+        else:
             freeze_batch_statistics(self.student)
 
     def loss(self, batch: Batch, labels: Int[Tensor, "batch lessons"]) -> Float[Tensor, ""]:

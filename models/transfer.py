@@ -17,6 +17,7 @@ from models.evaluate import Estimate, accuracy
 from models.fitting import (
     TrainingError,
     fit,
+    follow_batch_statistics,
     freeze_batch_statistics,
     parameter_groups,
     score,
@@ -43,7 +44,7 @@ class Teaching:
         metrics: Accuracies: "validation", "test", "baseline_validation", "baseline_test" and,
             for a backbone that came with weights, "head_only_validation". The validation split
             also chose the state, so "validation" is optimistic; test was looked at once.
-        best_epoch: 0 if no epoch was better than the head alone.
+        best_epoch: 0 if no epoch was better than the head on the backbone as it came.
         notes: What a user should know, such as a teacher worse than the baseline.
     """
 
@@ -161,7 +162,9 @@ def _tune(
 
     def before_epoch() -> None:
         both.train()
-        if not from_scratch:
+        if from_scratch:
+            follow_batch_statistics(backbone, num_batches=pictures.num_batches)
+        else:
             freeze_batch_statistics(backbone)
 
     # Dropout and stochastic depth draw from the global generator.
@@ -174,6 +177,7 @@ def _tune(
             loss_of=loss_of,
             validate=lambda: score(backbone, head, data.validation),
             before_epoch=before_epoch,
+            start_is_usable=not from_scratch,
             optimizer=_optimizer(backbone, head, from_scratch=from_scratch, factor=rate_factor),
             num_epochs=num_epochs,
             patience=patience,
