@@ -8,19 +8,24 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor
 
 from export.bundle import TRUNK_GRAPH
+from export.head import export_head
 from export.parity import (
     PARITY_TOLERANCE,
     ParityError,
     compare,
+    head_parity,
     trunk_parity,
 )
 from export.trunk import TrunkReport
 from models.backbones import Backbone
+from models.heads import LinearHead
+from models.progress import Progress
 
 ROWS = np.array([[1.0, -4.0, 2.0], [0.5, 0.25, 0.0]], dtype=np.float32)
 
@@ -176,3 +181,45 @@ def test_a_corrupted_trunk_is_refused(
     """What really goes wrong in exports, each far beyond rounding."""
     with pytest.raises(ParityError, match="is not what was trained"):
         trunk_parity(student, corrupt(graph), pictures)
+
+
+def test_a_trunk_that_takes_one_batch_size_is_refused(
+    student: Backbone, graph: bytes, pictures: Tensor
+) -> None:
+    """Pictures are shown in batches of 1, 2, 4, ..."""
+    model = onnx.load_model_from_string(graph)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+
+    with pytest.raises(ParityError, match="cannot run"):
+        trunk_parity(student, model.SerializeToString(), pictures)
+
+
+def test_bytes_that_are_no_graph_are_refused(student: Backbone, pictures: Tensor) -> None:
+    """ONNX Runtime's own reason is in the message."""
+    with pytest.raises(ParityError, match="ONNX Runtime cannot load the exported graph"):
+        trunk_parity(student, b"not a graph", pictures)
+
+
+def test_progress_counts_pictures(student: Backbone, graph: bytes, pictures: Tensor) -> None:
+    """Up to the last, in the batches that were shown."""
+    steps: list[Progress] = []
+    trunk_parity(student, graph, pictures, progress=steps.append)
+
+    assert [step.done for step in steps] == [1, 3, 7, 15, 31, 40]
+    assert {step.total for step in steps} == {40}
+
+
+# Heads
+
+
+def test_a_head_with_other_weights_is_refused() -> None:
+    """The graph of one head is not that of another."""
+    head, other = LinearHead(8, 3), LinearHead(8, 3)
+    torch.nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(other.weight, generator=torch.Generator().manual_seed(1))
+    features = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+
+    graph = export_head(head.eval(), num_features=8)
+    assert head_parity(head, graph, features).num_pictures == 5
+    with pytest.raises(ParityError, match="logits differ"):
+        head_parity(other, graph, features)
