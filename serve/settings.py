@@ -71,15 +71,23 @@ def load_settings(**flags: object) -> ServeSettings:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         name = ".".join(str(part) for part in problem["loc"])
-        raise SettingsError(
-            f"Setting {name} ({PREFIX}{name.upper()}) is {problem['input']!r}: {problem['msg']}."
-        ) from error
+        setting = f"Setting {name} ({PREFIX}{name.upper()})"
+        if problem["type"] == "missing":
+            what = ServeSettings.model_fields[name].description
+            raise SettingsError(f"{setting} is missing. {what}") from error
+        raise SettingsError(f"{setting} is {problem['input']!r}: {problem['msg']}.") from error
 
 
 def _refuse_unknown_variables() -> None:
-    known = [PREFIX + name.upper() for name in ServeSettings.model_fields]
+    names = [name.upper() for name in ServeSettings.model_fields]
+    known = [PREFIX + name for name in names]
     for variable in os.environ:
         if variable.startswith(PREFIX) and variable not in (*known, *CLIENT_VARIABLES):
-            closest = get_close_matches(variable, known, n=1)
-            hint = f" Did you mean {closest[0]}?" if closest else f" Known are {', '.join(known)}."
+            # Without the prefix, which would make all of them close.
+            closest = get_close_matches(variable.removeprefix(PREFIX), names, n=1)
+            hint = (
+                f" Did you mean {PREFIX}{closest[0]}?"
+                if closest
+                else f" Known are {', '.join(known)}."
+            )
             raise SettingsError(f"The variable {variable} is not a setting.{hint}")

@@ -1,0 +1,114 @@
+"""Settings from flags and variables: typed, and a wrong one is named with what was expected."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from serve.settings import SettingsError, load_settings
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """No variables but those of the test."""
+    for variable in [name for name in os.environ if name.startswith("HEADSTOCK_")]:
+        monkeypatch.delenv(variable)
+    return monkeypatch
+
+
+def test_flags_win_over_variables_and_these_over_defaults(clean: pytest.MonkeyPatch) -> None:
+    """A flag that is not given (None) is no flag."""
+    clean.setenv("HEADSTOCK_PORT", "9000")
+    clean.setenv("HEADSTOCK_REPLICAS", "5")
+    settings = load_settings(store="/s", replicas=3, port=None)
+
+    assert (settings.replicas, settings.port, settings.host) == (3, 9000, "127.0.0.1")
+
+
+def test_a_store_folder_is_meant_from_here(clean: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Replicas run in other folders; a URL is left as it is."""
+    clean.chdir(tmp_path)
+
+    assert load_settings(store="store").store == str(tmp_path / "store")
+    assert load_settings(store="~/store").store == str(Path.home() / "store")
+    assert load_settings(store="file:///store").store == "file:///store"
+
+
+@pytest.mark.parametrize(
+    ("variable", "closest"),
+    [
+        ("HEADSTOCK_PROT", "HEADSTOCK_PORT"),
+        ("HEADSTOCK_MAX_BODY_BYTE", "HEADSTOCK_MAX_BODY_BYTES"),
+        ("HEADSTOCK_STOR", "HEADSTOCK_STORE"),
+    ],
+)
+def test_an_unknown_variable_names_the_closest_setting(
+    clean: pytest.MonkeyPatch, variable: str, closest: str
+) -> None:
+    """A misspelt setting would otherwise be a default that nobody meant."""
+    clean.setenv(variable, "1")
+
+    with pytest.raises(SettingsError) as error:
+        load_settings(store="/s")
+    assert str(error.value) == (
+        f"The variable {variable} is not a setting. Did you mean {closest}?"
+    )
+
+
+def test_a_variable_that_resembles_nothing_lists_what_is_known(clean: pytest.MonkeyPatch) -> None:
+    """With every setting's name."""
+    clean.setenv("HEADSTOCK_XYZZY", "1")
+
+    with pytest.raises(SettingsError, match=r"Known are HEADSTOCK_STORE, .*HEADSTOCK_REPLICAS"):
+        load_settings(store="/s")
+
+
+@pytest.mark.parametrize("variable", ["HEADSTOCK_SERVER", "HEADSTOCK_TOKEN", "HEADSTOCK_SHARED"])
+def test_the_variables_of_clients_and_tests_are_none_of_ours(
+    clean: pytest.MonkeyPatch, variable: str
+) -> None:
+    """They may be set where a service is started."""
+    clean.setenv(variable, "x")
+
+    assert load_settings(store="/s").store == "/s"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("port", "70000", "less than or equal to 65535"),
+        ("port", "0", "greater than or equal to 1"),
+        ("port", "http", "valid integer"),
+        ("replicas", "0", "greater than 0"),
+        ("swap_hold_s", "-1", "greater than 0"),
+        ("max_body_bytes", "1.5", "valid integer"),
+        ("store", "", "at least 1 character"),
+    ],
+)
+def test_a_bad_value_names_its_setting_itself_and_what_was_expected(
+    clean: pytest.MonkeyPatch, name: str, value: str, expected: str
+) -> None:
+    """The same for a variable as for a flag."""
+    variable = f"HEADSTOCK_{name.upper()}"
+    store = {} if name == "store" else {"store": "/s"}
+    clean.setenv(variable, value)
+    with pytest.raises(SettingsError, match=expected) as by_variable:
+        load_settings(**store)
+    clean.delenv(variable)
+    with pytest.raises(SettingsError, match=expected) as by_flag:
+        load_settings(**{**store, name: value})
+
+    for error in (by_variable, by_flag):
+        assert str(error.value).startswith(f"Setting {name} ({variable}) is {value!r}: ")
+
+
+def test_a_missing_store_says_how_to_give_it() -> None:
+    """The one setting that has no default."""
+    with pytest.raises(SettingsError) as error:
+        load_settings()
+
+    assert str(error.value) == (
+        "Setting store (HEADSTOCK_STORE) is missing. Where the head log lives: a folder."
+    )
