@@ -1,0 +1,175 @@
+"""What a requested change means for a log: pure, so by examples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from export.bundle import digest_of
+from serve.messages import Change, Refused, Swapped
+from serve.proposal import new_labels_reason, propose
+from serve.record import LogView, Record, TaskChange, fold
+
+LABELS = ("cat", "dog")
+A, B, C = (digest_of(name.encode()) for name in "abc")
+
+
+def log(*bundles: str, task: str = "pets", labels: tuple[str, ...] = LABELS) -> LogView:
+    """A log in which these bundles were pushed in turn; version n was made by the key "kn"."""
+    view = LogView()
+    for version, bundle in enumerate(bundles, start=1):
+        change = TaskChange(task=task, version=version, action="push", bundle=bundle, labels=labels)
+        record = Record(
+            number=version,
+            kind="commit",
+            previous=view.tip,
+            writer="test",
+            written_at="",
+            changes=(change,),
+            idempotency_key=f"k{version}",
+        )
+        view = fold(view, [record])
+    return view
+
+
+def push(
+    bundle: str, *, key: str = "new", labels: tuple[str, ...] = LABELS, **fields: Any
+) -> Change:
+    """A pusher's request."""
+    return Change("pets", key, bundle=bundle, labels=labels, **fields)
+
+
+def rollback(*, key: str = "new", **fields: Any) -> Change:
+    """A request for an older bundle."""
+    return Change("pets", key, **fields)
+
+
+def proposed(view: LogView, change: Change) -> TaskChange:
+    """The one change that is proposed."""
+    outcome = propose(view, change)
+    assert isinstance(outcome, tuple), outcome
+    (task_change,) = outcome
+    return task_change
+
+
+def refused(view: LogView, change: Change) -> Refused:
+    """The refusal."""
+    outcome = propose(view, change)
+    assert isinstance(outcome, Refused), outcome
+    return outcome
+
+
+@pytest.mark.parametrize(("view", "version"), [(LogView(), 1), (log(A), 2), (log(A, B, A), 4)])
+def test_a_push_makes_the_next_version(view: LogView, version: int) -> None:
+    """Also of a bundle that was live before."""
+    change = proposed(view, push(A))
+
+    assert (change.task, change.version, change.action) == ("pets", version, "push")
+    assert (change.bundle, change.labels, change.rolled_back_to) == (A, LABELS, None)
+
+
+@pytest.mark.parametrize(
+    ("history", "to", "bundle", "target"),
+    [
+        ((A, B), None, A, 1),
+        ((A, B, B), None, A, 1),
+        ((A, B, C), None, B, 2),
+        ((A, B, A), None, B, 2),
+        ((A, B, C), 1, A, 1),
+        ((A, B, C), 3, C, 3),
+    ],
+    ids=["two", "repushed", "three", "back and forth", "by number", "the live one by number"],
+)
+def test_a_rollback_takes_an_older_bundle_as_the_next_version(
+    history: tuple[str, ...], to: int | None, bundle: str, target: int
+) -> None:
+    """By default the last one that is not the live one, with its labels."""
+    change = proposed(log(*history), rollback(to=to))
+
+    assert (change.version, change.action) == (len(history) + 1, "rollback")
+    assert (change.bundle, change.rolled_back_to, change.labels) == (bundle, target, LABELS)
+
+
+def test_a_rollback_brings_its_labels_back() -> None:
+    """Nobody has to declare what the older version declared already."""
+    view = log(A)
+    wider = proposed(view, push(B, labels=("cat", "dog", "fish"), allow_new_labels=True))
+    record = Record(
+        number=2, kind="commit", previous=view.tip, writer="t", written_at="", changes=(wider,)
+    )
+
+    assert proposed(fold(view, [record]), rollback()).labels == LABELS
+
+
+@pytest.mark.parametrize(
+    ("view", "change", "kind", "reason"),
+    [
+        (LogView(), rollback(), "unknown", "Task 'pets' was never pushed."),
+        (log(A), rollback(), "conflict", "no earlier bundle to roll back to; it has versions 1"),
+        (log(A, A), rollback(), "conflict", "no earlier bundle"),
+        (log(A, B), rollback(to=3), "conflict", "no version 3 to roll back to"),
+        (log(A, B), rollback(expected=1), "conflict", "is at version 2; expected version 1"),
+        (log(A), push(B, expected=2), "conflict", "is at version 1; expected version 2"),
+        (LogView(), push(B, expected=2), "conflict", "is at no version; expected version 2"),
+        (log(A), push(B, labels=("cat", "fish")), "gate", "gone: ['dog'], new: ['fish']"),
+        (log(A), push(B, labels=("dog", "cat")), "gate", "the order differs"),
+        (log(A), push(B, key="k1"), "conflict", "'k1' already made version 1 of task pets"),
+        (log(A), rollback(key="k1"), "conflict", "'k1' already made"),
+        (log(A, task="birds"), push(A, key="k1"), "conflict", "of task birds"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_its_reason(
+    view: LogView, change: Change, kind: str, reason: str
+) -> None:
+    """Nothing is proposed then."""
+    answer = refused(view, change)
+
+    assert answer.kind == kind
+    assert reason in answer.reason
+
+
+def test_declared_labels_are_accepted() -> None:
+    """The change is the pusher's word."""
+    change = proposed(log(A), push(B, labels=("dog", "cat"), allow_new_labels=True))
+
+    assert change.labels == ("dog", "cat")
+
+
+@pytest.mark.parametrize("live", [1, 2])
+def test_an_expected_version_that_is_live_changes_nothing(live: int) -> None:
+    """It is a condition and no more."""
+    assert proposed(log(*[A, B][:live]), push(C, expected=live)).version == live + 1
+
+
+def test_the_same_key_gives_the_same_answer() -> None:
+    """Whatever has been pushed since, and whatever is expected now."""
+    outcome = propose(log(A, B, C), push(A, key="k1", expected=1))
+
+    assert isinstance(outcome, Swapped)
+    assert outcome.is_repeat
+    assert outcome.change == log(A).tasks["pets"][0].change
+
+
+@pytest.mark.parametrize(("to", "is_same"), [(None, True), (1, True), (2, False)])
+def test_a_repeated_rollback_has_to_name_the_same_version(to: int | None, *, is_same: bool) -> None:
+    """Or none, as at first."""
+    view = log(A, B)
+    record = Record(
+        number=3,
+        kind="commit",
+        previous=view.tip,
+        writer="t",
+        written_at="",
+        changes=(proposed(view, rollback()),),
+        idempotency_key="r",
+    )
+    outcome = propose(fold(view, [record]), rollback(key="r", to=to))
+
+    assert isinstance(outcome, Swapped) == is_same
+
+
+def test_labels_that_only_differ_in_order_are_told_apart() -> None:
+    """The order is what scores are named by."""
+    assert "the order differs" in new_labels_reason(("a", "b"), ("b", "a"))
+    assert "gone: ['a'], new: ['c']" in new_labels_reason(("a", "b"), ("b", "c"))
