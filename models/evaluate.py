@@ -10,6 +10,8 @@ from torch import Tensor
 
 # Two-sided 95 % quantile of the normal distribution.
 Z_95 = 1.959963984540054
+# Beyond this ratio of the largest class to the smallest, accuracy says little of the smallest.
+MAX_BALANCED_RATIO = 4
 
 
 @dataclass(frozen=True)
@@ -66,3 +68,20 @@ def class_balance(counts: Mapping[str, int]) -> dict[str, float]:
     total = max(1, sum(counts.values()))
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return {label: count / total for label, count in ordered}
+
+
+def balance_notes(counts: Mapping[str, int]) -> tuple[str, ...]:
+    """A warning where classes differ so much in size that accuracy hides the rare ones.
+
+    Args:
+        counts: Label -> number of pictures learned from, each at least 1.
+    """
+    shares = class_balance(counts)
+    largest, smallest = next(iter(shares)), next(reversed(shares))
+    if shares[largest] <= MAX_BALANCED_RATIO * shares[smallest]:
+        return ()
+    note = (
+        f"Classes are unbalanced: {largest!r} has {shares[largest]:.1%} of the pictures, "
+        f"{smallest!r} {shares[smallest]:.1%}; accuracy hides what becomes of the rare ones."
+    )
+    return (note,)

@@ -10,7 +10,7 @@ from torch import Tensor
 from models.backbones import Backbone
 from models.baseline import pixel_baseline
 from models.data import PictureData, join
-from models.evaluate import Estimate, accuracy
+from models.evaluate import Estimate, accuracy, balance_notes
 from models.heads import Head, cosine_head, features_of, logits_of
 from models.logistic import choose_logistic_head, logistic_head
 from models.progress import ProgressCallback, unheard
@@ -76,7 +76,7 @@ def train_head(
     else:
         head = cosine_head(both, labels, num_classes=num_classes, scale=setting)
     metrics["test"] = accuracy(logits_of(head, features["test"]), data.test.labels)
-    return TrainedHead(head.eval(), kind, setting, metrics, _notes(metrics))
+    return TrainedHead(head.eval(), kind, setting, metrics, _notes(metrics, data))
 
 
 def choose_kind(data: PictureData) -> HeadKind:
@@ -113,12 +113,13 @@ def _choose_cosine(features: dict[str, Tensor], data: PictureData) -> tuple[Head
     return head, best
 
 
-def _notes(metrics: dict[str, Estimate]) -> tuple[str, ...]:
+def _notes(metrics: dict[str, Estimate], data: PictureData) -> tuple[str, ...]:
+    notes = balance_notes(data.counts["train"])
     head, baseline = metrics["test"], metrics["baseline_test"]
     if head.value < baseline.value:
         note = (
             f"The head ({head}) is worse on test than a linear model on 16 px thumbnails "
             f"({baseline}): the trunk knows little of such pictures."
         )
-        return (note,)
-    return ()
+        return (note, *notes)
+    return notes

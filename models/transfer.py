@@ -13,7 +13,7 @@ from models.backbones import Backbone
 from models.baseline import pixel_baseline
 from models.batches import Batch, TrainingPictures
 from models.data import PictureData, Split
-from models.evaluate import Estimate, accuracy
+from models.evaluate import Estimate, accuracy, balance_notes
 from models.fitting import (
     TrainingError,
     fit,
@@ -100,7 +100,7 @@ def teach(
     metrics["validation"] = _accuracy(backbone, head, data.validation)
     metrics["test"] = _accuracy(backbone, head, data.test)
     seconds = time.monotonic() - started
-    return Teaching(backbone, head.eval(), metrics, best_epoch, seconds, _notes(metrics))
+    return Teaching(backbone, head.eval(), metrics, best_epoch, seconds, _notes(metrics, data))
 
 
 def _check(data: PictureData, *, num_epochs: int, from_scratch: bool) -> None:
@@ -205,12 +205,13 @@ def _optimizer(
     return torch.optim.AdamW(groups)
 
 
-def _notes(metrics: Mapping[str, Estimate]) -> tuple[str, ...]:
+def _notes(metrics: Mapping[str, Estimate], data: PictureData) -> tuple[str, ...]:
+    notes = balance_notes(data.counts["train"])
     teacher, baseline = metrics["test"], metrics["baseline_test"]
     if teacher.value < baseline.value:
         note = (
             f"Negative transfer: the teacher ({teacher}) is worse on test than a linear model on "
             f"16 px thumbnails ({baseline}). Try other weights, more epochs or lower rates."
         )
-        return (note,)
-    return ()
+        return (note, *notes)
+    return notes

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from models.evaluate import Estimate, accuracy, class_balance, share
+from models.evaluate import Estimate, accuracy, balance_notes, class_balance, share
 
 Z = 1.959963984540054
 
@@ -69,3 +69,11 @@ def test_class_balance_names_the_largest_first() -> None:
     balance = class_balance({"a": 1, "b": 3})
 
     assert list(balance.items()) == [("b", 0.75), ("a", 0.25)]
+
+
+def test_unbalanced_classes_are_noted() -> None:
+    """With 98 % of one class, 98 % accuracy may mean that the other is never seen."""
+    (note,) = balance_notes({"cat": 490, "dog": 10})
+
+    assert note.startswith("Classes are unbalanced: 'cat' has 98.0% of the pictures, 'dog' 2.0%")
+    assert balance_notes({"cat": 40, "dog": 10}) == ()
