@@ -15,10 +15,10 @@ from export.errors import ExportError
 from models.backbones import Backbone
 from models.progress import Progress, ProgressCallback, unheard
 
-# PyTorch and ONNX Runtime sum in other orders and fuse other operations. Measured on photos with six
-# backbones: 2e-7 to 3e-6 of the output's scale. Faults put into small32's graph: padding on one side
-# 8e-2, swapped colours 2e-2, one weight in 200 of the last layer nudged 1e-2, a mean off by 2 of 255
-# 1e-3 (one x86-64 CPU thread, November 2026; GPUs not measured).
+# PyTorch and ONNX Runtime sum in other orders and fuse other operations. Measured on photos with
+# six backbones: 2e-7 to 3e-6 of the output's scale. Faults put into small32's graph: padding on one
+# side 8e-2, swapped colours 2e-2, one weight in 200 of the last layer nudged 1e-2, a mean off by 2
+# of 255 1e-3 (one x86-64 CPU thread, November 2026; GPUs not measured).
 PARITY_TOLERANCE = 1e-4
 MAX_BATCH = 16
 
