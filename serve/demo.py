@@ -32,7 +32,7 @@ from serve.settings import load_settings
 
 TASKS = ("digits", "parity", "loop", "at_least_five")
 SWAPPED = "digits"  # the task whose head is pushed anew and rolled back
-NUM_FIRST_PICTURES = 120  # what the first head of that task learns from
+NUM_FIRST_PICTURES = 30  # what the first head of that task learns from
 NUM_CLIENTS = 2
 MIN_TIMES_SMALLER = 5
 MAX_POINTS_BELOW = 0.02

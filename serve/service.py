@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import os
 import shutil
@@ -23,6 +21,8 @@ from serve.replica import NoTrunkError, store_trunk
 from serve.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
+
+ray_logger = logging.getLogger(f"{__name__}.ray")
 
 READY_S = 60.0
 READY_CHECK_S = 0.02
@@ -151,6 +151,8 @@ class Service:
             # Ray's own folder is open to every user of the machine, and stays when it stops.
             _temp_dir=str(self._folder / "ray"),
         )
+        # Ray prints what goes wrong in its processes to standard output, which is the command's.
+        ray._private.worker.print_to_stdstream = _log_of_ray  # noqa: SLF001
         return ray
 
     def _wait_until_ready(self) -> None:
@@ -170,12 +172,12 @@ class Service:
             import ray  # noqa: PLC0415 (it may never have been imported)
 
             # Ray reports the end of its own controller as an error of it.
-            with contextlib.redirect_stderr(io.StringIO()):
-                if ray.is_initialized():
-                    from ray import serve as ray_serve  # noqa: PLC0415
+            ray_logger.setLevel(logging.ERROR)
+            if ray.is_initialized():
+                from ray import serve as ray_serve  # noqa: PLC0415
 
-                    ray_serve.shutdown()
-                    ray.shutdown()
+                ray_serve.shutdown()
+                ray.shutdown()
         finally:
             if self._folder != Path():
                 shutil.rmtree(self._folder, ignore_errors=True)
@@ -190,6 +192,11 @@ class Service:
         if name:
             self.step_seconds[name] = 0.0
             self._progress(name)
+
+
+def _log_of_ray(data: dict[str, Any], ignore_prefix: bool) -> None:  # noqa: FBT001, ARG001
+    for line in data["lines"]:
+        ray_logger.warning("%s: %s", data["pid"], line)
 
 
 def _other_trunk(live: Digest, given: Digest) -> str:
