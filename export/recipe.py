@@ -1,5 +1,6 @@
 """From a student's folder to a trunk, from a folder of pictures to a bundle: whole recipes."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from export.head import bundle_head
 from export.provenance import provenance_of
 from export.trunk import TrunkReport, export_trunk
 from models.checkpoint import load_student, restore_backbone
-from models.data import PictureData, to_batch
+from models.data import PictureData, Split, to_batch
 from models.progress import ProgressCallback, unheard
 from models.recipe import load_samples, read_data
 from models.train_head import HeadKind, TrainedHead, train_head
@@ -53,12 +54,14 @@ def make_head(
     kind: HeadKind | None,
     seed: int,
     command: str,
+    max_train: int | None = None,
     progress: ProgressCallback = unheard,
 ) -> MadeHead:
     """Train a head for a folder of pictures on a trunk, and bundle it.
 
     Args:
         kind: None chooses by the number of pictures.
+        max_train: Learn from so many pictures at most.
 
     Raises:
         LearningError: the data or the trunk's backbone are not what they have to be.
@@ -73,19 +76,27 @@ def make_head(
         )
     backbone = restore_backbone(manifest.backbone, trunk / STUDENT)
     data = read_data(source, seed=seed, progress=progress)
+    if max_train is not None:
+        data = dataclasses.replace(data, train=_every_nth(data.train, max_train))
     trained = train_head(backbone, data, kind=kind, progress=progress)
-    candidates = data.test.pictures[:MAX_GOLDEN_CANDIDATES]
+    candidates = _every_nth(data.test, MAX_GOLDEN_CANDIDATES)
     bundle = bundle_head(
         trained.head,
         task=task,
         labels=data.labels,
         trunk=manifest,
         trunk_graph=files[TRUNK_GRAPH],
-        pictures=to_batch(candidates, manifest.preprocessing),
-        picture_labels=data.test.labels[: len(candidates)],
+        pictures=to_batch(candidates.pictures, manifest.preprocessing),
+        picture_labels=candidates.labels,
         data=data.record(),
         metrics=trained.metrics,
         provenance=provenance_of(command=command, seed=seed),
         notes=trained.notes,
     )
     return MadeHead(data, trained, bundle)
+
+
+def _every_nth(split: Split, num_pictures: int) -> Split:
+    """About as many pictures of every class; a split keeps its classes together."""
+    step = max(1, len(split) // num_pictures)
+    return Split(split.pictures[::step], split.labels[::step])
