@@ -61,6 +61,8 @@ def prepare(folder: Path, *, host: str, max_body_bytes: int, timeout_s: float, p
 
 _RAY = {
     "RAY_USAGE_STATS_ENABLED": 0,
+    # Ray starts its workers at niceness 15; replicas would stand back behind any other program.
+    "RAY_worker_niceness": 0,
     # Ray would otherwise pack the working folder and start workers through uv, when uv started us.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": 0,
     # Token authentication, with a token of this service's own and no file in the home folder.
