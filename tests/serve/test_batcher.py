@@ -290,9 +290,13 @@ def test_a_caller_that_goes_away_while_others_are_refused_harms_nobody(
     gone, other = job(COLOURS), job(COLOURS)
     batcher.submit(gone)
     batcher.submit(other)
-    is_done = gone.done.done
-    monkeypatch.setattr(gone.done, "done", lambda: (is_done(), gone.done.cancel())[0])
-    gone.done.cancel()
+    refuse = gone.done.set_exception
+
+    def go_away_first(error: Exception) -> None:
+        gone.done.cancel()
+        refuse(error)
+
+    monkeypatch.setattr(gone.done, "set_exception", go_away_first)
     batcher.refuse_held()
 
     with pytest.raises(UndecidedError):

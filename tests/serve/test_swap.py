@@ -6,14 +6,15 @@ condemn is shown in `test_swap_oracle.py`.
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from serve.messages import Outcome, Refused, Swapped
-from serve.record import LogView
-from tests.serve.harness import LocalFleet
+from serve.record import LogView, Record
+from tests.serve.harness import LocalFleet, until
 from tests.serve.oracle import Crowd, Heads, Pushed, judge
 
 
@@ -223,7 +224,18 @@ def test_a_pusher_that_goes_away_does_not_stop_a_swap(
 ) -> None:
     """The swap ends as it would have, and the key still answers for it."""
     with LocalFleet(tmp_path, trunk_folder, replicas=2) as fleet:
-        fleet.start_push(heads(1), key="k").cancel()
+        is_held, may_go_on = threading.Event(), threading.Event()
+
+        def dawdle(_: Record) -> None:
+            is_held.set()
+            may_go_on.wait(0.5)
+
+        fleet.log.before_put = dawdle
+        push = fleet.start_push(heads(1), key="k")
+        is_held.wait(5)
+        push.cancel()
+        may_go_on.set()
+        until(lambda: fleet.live_versions("colours") == {1})
         again = version_of(fleet.push(heads(1), key="k"))
         log = fleet.view()
 
