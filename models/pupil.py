@@ -72,7 +72,7 @@ class Pupil(nn.Module):
             nn.Linear(student.num_features, lesson.backbone.num_features) for lesson in lessons
         )
         self.to(student.mean.device)
-        # A plain tuple, so that no teacher becomes a part that the optimizer changes.
+        # A plain tuple: teachers are no part of the state that is trained and kept.
         self._lessons = tuple(lessons)
         self._temperature = temperature
         self._soft_weight = soft_weight

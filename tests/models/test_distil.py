@@ -94,7 +94,21 @@ def test_the_teacher_stays_as_it_is() -> None:
 
 
 def test_with_both_weights_zero_no_teacher_is_asked() -> None:
-    """The student without distillation is the same whatever its teacher says."""
+    """Even a teacher that answers NaN does not matter."""
+    one = lesson(some("digits"))
+    torch.nn.init.constant_(one.head.state_dict()["bias"], float("nan"))
+    pupil = Pupil(untrained(), [one], temperature=1.0, soft_weight=0.0, feature_weight=0.0)
+    sizes = [pupil.student.preprocessing]
+    source = TrainingPictures(
+        one.data.train.pictures, sizes, augmentation=None, batch_size=30, seed=0
+    )
+    batch = next(iter(source.epoch(1)))
+
+    assert torch.isfinite(pupil.loss(batch, one.data.train.labels[batch.rows][:, None]))
+
+
+def test_without_distillation_the_student_does_not_depend_on_its_teacher() -> None:
+    """The comparison that shows what distillation brings."""
     data = some("digits")
     good, bad = lesson(data), lesson(data, seed=10)
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from torch import nn
 
 from models.augment import DRAWINGS, PHOTOS
-from models.backbones import Backbone, build_backbone
+from models.backbones import Architecture, Backbone, build_backbone
 from models.baseline import THUMBNAIL, pixel_baseline
 from models.data import PictureData, Split
 from models.digits import load_digit_task
@@ -17,6 +18,7 @@ from models.evaluate import share
 from models.fitting import TrainingError
 from models.folders import load_folder
 from models.progress import Progress
+from models.smallnet import small32
 from models.transfer import Teaching, teach
 
 MY_NETS = Path(__file__).parents[1] / "end_to_end" / "my_nets.py"
@@ -63,6 +65,29 @@ def test_the_same_seed_gives_the_same_teacher_bit_for_bit() -> None:
     assert torch.equal(first.head.weight, again.head.weight)
     assert first.metrics == again.metrics
     assert not torch.equal(first.head.weight, other.head.weight)
+
+
+def test_dropout_follows_the_seed() -> None:
+    """What a network draws while it learns is drawn anew from the seed of the run."""
+
+    def with_dropout() -> Backbone:
+        prefix, suffix = small32()
+        suffix = nn.Sequential(suffix, nn.Dropout(0.5))
+        network = nn.ModuleList([prefix, suffix])
+        torch.manual_seed(3)
+        preprocessing = untrained().preprocessing
+        parts = Architecture("dropout", network, prefix, suffix, "stage3", preprocessing)
+        for weight in network.parameters():
+            nn.init.normal_(weight, 0.1, 0.1)
+        return Backbone(parts, reference="dropout")
+
+    data = few_digits()
+    one, two = with_dropout(), with_dropout()
+    first = quick(one, data)
+    torch.rand(7)
+    again = quick(two, data)
+
+    assert torch.equal(first.head.weight, again.head.weight)
 
 
 def test_a_backbone_that_is_trained_gets_its_head_first_and_keeps_its_statistics() -> None:
