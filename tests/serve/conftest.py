@@ -28,7 +28,13 @@ from tests.serve.oracle import Heads
 
 SIZE_PX = 8
 PREPROCESSING = Preprocessing(SIZE_PX, SIZE_PX, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-PROVENANCE = {"command": "test", "created_at": "2026-01-01T00:00:00Z", "seed": 0, "versions": {}}
+VERSIONS: dict[str, str] = {}
+PROVENANCE = {
+    "command": "test",
+    "created_at": "2026-01-01T00:00:00Z",
+    "seed": 0,
+    "versions": VERSIONS,
+}
 
 BundleMaker = Callable[..., Bundle]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from export.bundle import Bundle
 from serve.batcher import Answer, Job
 from serve.record import LogView
-from tests.serve.harness import LocalFleet
+from tests.serve.harness import LocalFleet, until
 
 SIZE_PX = 8
 # float32 sums in another order.
@@ -150,6 +150,7 @@ class Crowd:
                 if name in self.fleet.killed:
                     continue
                 return Seen(tasks, picture, sent_s, time.monotonic(), (), repr(error))
+            until(lambda given=given_s: bool(given))  # noted just after the answer is set
             if name not in self.fleet.killed:
                 return Seen(tasks, picture, sent_s, given_s[0], tuple(answers[0]))
 
