@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from serve.conductor import Conductor
@@ -156,7 +156,8 @@ class RayLink:
 async def _reach(reference: Awaitable[Any]) -> Any:
     try:
         return await reference
-    except RayError as error:
+    # An error inside the conductor is not one of these: asking again would not help.
+    except RayActorError as error:
         raise LinkError(f"The conductor cannot be reached: {error}") from error
 
 

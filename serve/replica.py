@@ -28,6 +28,7 @@ from serve.watcher import StageError, Watcher
 logger = logging.getLogger(__name__)
 
 BATCH_TRIALS = 5
+LOAD_THREADS = 8
 
 
 class NoTrunkError(Exception):
@@ -66,6 +67,7 @@ class Replica:
             view,
             link,
             self.batcher,
+            self.stage,
             self.load,
             metrics=self.metrics,
             hold_s=settings.swap_hold_s,
@@ -95,6 +97,16 @@ class Replica:
             )
 
     def load(self, change: TaskChange) -> LiveHead:
+        """Fetch the bundle of a change that is live, and load its head.
+
+        It passed every gate when it was pushed, and is not asked again.
+
+        Raises:
+            StoreError: the bundle cannot be read.
+        """
+        return _live(change, self.log.get_bundle(change.bundle))
+
+    def stage(self, change: TaskChange) -> LiveHead:
         """Fetch a change's bundle, run the gates on it here, load its head.
 
         Raises:
@@ -140,11 +152,9 @@ class Replica:
         return min(max(1, size), self.settings.max_batch_pictures)
 
     def _load_all(self, view: LogView) -> list[LiveHead]:
-        """The live heads. They passed every gate when they were pushed, and are not asked again."""
-        changes = [history[-1].change for history in view.tasks.values()]
-        with ThreadPoolExecutor(8) as pool:
-            bundles = pool.map(self.log.get_bundle, [change.bundle for change in changes])
-            return [_live(c, bundle) for c, bundle in zip(changes, bundles, strict=True)]
+        with ThreadPoolExecutor(LOAD_THREADS) as pool:
+            live = (history[-1].change for history in view.tasks.values())
+            return list(pool.map(self.load, live))
 
 
 def store_trunk(log: HeadLog, manifest_bytes: bytes, files: dict[str, bytes]) -> TrunkChange:

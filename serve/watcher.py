@@ -37,7 +37,9 @@ class Watcher:
 
     Args:
         view: The log as it was when the batcher's snapshot was loaded.
-        load: Fetches, checks and loads the head of a change; raises StageError if it cannot.
+        stage: Fetches, checks and loads the head of a change; raises StageError if it cannot.
+        load: Fetches and loads a head that is live already: a gate that became stricter since
+            must not keep a replica from what all others answer with.
         hold_s: Longest pause of a task before the replica settles the swap by itself.
     """
 
@@ -48,13 +50,15 @@ class Watcher:
         view: LogView,
         link: Link,
         batcher: Batcher,
+        stage: Callable[[TaskChange], LiveHead],
         load: Callable[[TaskChange], LiveHead],
         *,
         metrics: Metrics,
         hold_s: float,
     ) -> None:
         self._replica, self._log, self._view, self._link = replica, log, view, link
-        self._batcher, self._load, self._metrics = batcher, load, metrics
+        self._batcher, self._metrics = batcher, metrics
+        self._load_checked, self._load = stage, load
         self._hold_s = hold_s
         self._state = ReplicaState(at=view.live_number)
         self._staged: list[LiveHead] = []
@@ -139,7 +143,7 @@ class Watcher:
             self._catch_up(until=number - 1)
             if self._view.number != number - 1:
                 raise StoreError(f"Record {number - 1} is not in the log yet.")
-            self._staged = [self._load(change) for change in record.changes]
+            self._staged = [self._load_checked(change) for change in record.changes]
         except StageError as error:
             self._veto = (number, str(error))
             return

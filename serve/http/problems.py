@@ -22,7 +22,6 @@ TITLES = {
     400: "Malformed request",
     404: "Not found",
     405: "Method not allowed",
-    408: "The answer took too long",
     409: "Conflict",
     413: "Too large",
     415: "Not an accepted picture",
@@ -41,7 +40,7 @@ STATUS_OF_ERROR: Mapping[type[Exception], int] = {
     StoppingError: 503,
     LinkError: 503,
     StoreError: 503,
-    TimeoutError: 408,
+    TimeoutError: 503,
 }
 STATUS_OF_REFUSAL = {"conflict": 409, "gate": 422, "unknown": 404, "unavailable": 503}
 

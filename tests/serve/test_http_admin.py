@@ -409,7 +409,7 @@ def test_an_answer_that_takes_too_long_is_given_up(
         waiting = [job.done.cancelled() for job in batcher._waiting]
         batcher.release()
 
-    assert "No answer within 0.1 s" in problem(late, 408)
+    assert "No answer within 0.1 s" in problem(late, 503)
     assert waiting == [True]
 
 

@@ -40,16 +40,16 @@ def test_a_replica_that_cannot_stage_vetoes_the_swap(
     with LocalFleet(tmp_path, trunk_folder, replicas=3) as fleet:
         fleet.must_push(heads(1))
         watcher = fleet.replicas["replica-2"].watcher
-        load = watcher._load
+        load = watcher._load_checked
 
         def refuse(change: TaskChange) -> LiveHead:
             raise StageError(f"no room for version {change.version}")
 
         with Crowd(fleet, (("colours",),), clients=2) as crowd:
-            watcher._load = refuse
+            watcher._load_checked = refuse
             refused = fleet.push(heads(2), key="k")
             live = fleet.live_versions("colours")
-            watcher._load = load
+            watcher._load_checked = load
             crowd.wait_for(5)
             version = fleet.must_push(heads(2), key="k")
             crowd.wait_for(5)
@@ -139,8 +139,11 @@ def test_a_replica_that_loads_for_long_is_not_taken_for_silent(
     with LocalFleet(tmp_path, trunk_folder, replicas=2) as fleet:
         fleet.must_push(heads(1))
         for replica in fleet.replicas.values():
-            load = replica.watcher._load
-            replica.watcher._load = lambda change, load=load: (time.sleep(0.5), load(change))[1]
+            load = replica.watcher._load_checked
+            replica.watcher._load_checked = lambda change, load=load: (
+                time.sleep(0.5),
+                load(change),
+            )[1]
         version = fleet.must_push(heads(2))
 
         assert fleet.killed == []
