@@ -5,16 +5,20 @@ from __future__ import annotations
 import io
 import threading
 import time
+import uuid
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
+from export.bundle import Bundle
 from serve.batcher import Answer
+from serve.client import Client, ClientError
 from serve.engine import Head, LiveHead
 from serve.record import LogView
 from tests.end_to_end.program import Program
@@ -23,6 +27,7 @@ from tests.serve.oracle import Heads, Pushed, Seen, judge, some_picture
 
 NUM_PICTURES = 32
 LIMIT_S = 60.0
+RETRY_S = 0.5
 
 
 def png(picture: NDArray[np.uint8]) -> bytes:
@@ -80,12 +85,26 @@ class Callers:
         goal = len(self.seen) + num_more
         until(lambda: len(self.seen) >= goal, limit_s=LIMIT_S)
 
-    def push(self, seed: int, task: str, *, key: str | None = None) -> dict[str, Any]:
-        """Push the task's head of that seed, which has to succeed, and note when it was live."""
-        bundle, asked_s = self.heads(seed, task), time.monotonic()
-        with self.service.client() as client:
-            answer = client.push(bundle, key=key)
-        self.pushed.append(Pushed(task, answer["version"], asked_s, time.monotonic()))
+    def push(
+        self, seed: int, task: str, *, through: psutil.Process | None = None, tries: int = 1
+    ) -> dict[str, Any]:
+        """Push the task's head of that seed, which has to succeed, and note when it was live.
+
+        Args:
+            through: The replica that takes the push; else any.
+            tries: How often to ask, with the same key, while it is not available.
+        """
+        return self.push_bundle(self.heads(seed, task), through=through, tries=tries)
+
+    def push_bundle(
+        self, bundle: Bundle, *, through: psutil.Process | None = None, tries: int = 1
+    ) -> dict[str, Any]:
+        """Push a bundle as `push` does."""
+        asked_s = time.monotonic()
+        with self.service.client(through) as client:
+            answer = push_patiently(client, bundle, tries=tries)
+        live = Pushed(bundle.manifest.task, answer["version"], asked_s, time.monotonic())
+        self.pushed.append(live)
         return answer
 
     def judge(self) -> list[str]:
@@ -132,6 +151,19 @@ class Callers:
             )
             for result in results
         )
+
+
+def push_patiently(client: Client, bundle: Bundle, *, tries: int) -> dict[str, Any]:
+    """Push, and again with the same key while the service says that it cannot for the moment."""
+    key = uuid.uuid4().hex
+    for _ in range(tries - 1):
+        try:
+            return client.push(bundle, key=key)
+        except ClientError as error:
+            if error.status != 503:
+                raise
+            time.sleep(RETRY_S)
+    return client.push(bundle, key=key)
 
 
 def judge_from_outside(

@@ -110,6 +110,12 @@ class Program:
         self._process.wait(STOP_LIMIT_S)
 
     @property
+    def exit_code(self) -> int | None:
+        """How it ended; None while it runs."""
+        assert self._process is not None
+        return self._process.poll()
+
+    @property
     def out(self) -> str:
         """What it has written to its standard output."""
         return (self._folder / "out").read_text()
@@ -168,9 +174,14 @@ class Program:
         last = max((int(path.stem) for path in (self.store / "log").glob("*.json")), default=0)
         return self.store / "log" / f"{last + 1:020d}.json"
 
-    def client(self) -> Client:
-        """A client of it."""
-        return Client(self.url)
+    def client(self, replica: psutil.Process | None = None) -> Client:
+        """A client of it; or of one of its replicas, past the front door."""
+        return Client(doors(replica)[0] if replica else self.url)
+
+    def run_folder(self) -> Path:
+        """Where its sockets and its other files of the moment are."""
+        arguments = self.named(HAPROXY)[-1].cmdline()
+        return Path(arguments[arguments.index("-f") + 1]).parent.parent
 
     def counts(self, name: str) -> dict[str, float]:
         """The samples of a metric of the whole fleet: labels as they are printed -> value."""
@@ -183,12 +194,13 @@ class Program:
         }
 
     def is_whole(self, replicas: int = 2) -> bool:
-        """Whether all replicas run, are known to the conductor, and the front door answers."""
+        """Whether all replicas answer, each by itself, through the front door, and in a swap."""
         try:
             known = self.counts("headstock_replicas").get("", 0.0)
         except httpx.HTTPError:
             return False
-        return known == replicas and len(self.replicas()) == replicas
+        answering = [replica for replica in self.replicas() if doors(replica)]
+        return known == len(answering) == replicas
 
     def wait_whole(self) -> float:
         """Until the fleet has healed by itself; returns the seconds that took."""
@@ -199,9 +211,16 @@ class Program:
 
 def listening(process: psutil.Process) -> Iterator[tuple[str, int]]:
     """The addresses and ports that a process takes connections on."""
-    for connection in process.net_connections("inet"):
-        if connection.status == psutil.CONN_LISTEN:
-            yield connection.laddr.ip, connection.laddr.port
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for connection in process.net_connections("inet"):
+            if connection.status == psutil.CONN_LISTEN:
+                yield connection.laddr.ip, connection.laddr.port
+
+
+def doors(replica: psutil.Process) -> list[str]:
+    """Where one replica answers HTTP itself; none while it starts or once it has ended."""
+    # Ray's own ports are bound to both address families, and named otherwise.
+    return [f"http://{ip}:{port}" for ip, port in listening(replica) if ip == "127.0.0.1"]
 
 
 def _line(process: psutil.Process) -> str:
