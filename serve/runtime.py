@@ -110,9 +110,11 @@ def _haproxy(
 def write_launcher(folder: Path, host: str) -> Path:
     """A script that mends the configuration which Ray wrote for HAProxy, and starts HAProxy.
 
-    Ray 2.60 has no setting for either change: metrics and statistics answer on the front door's
-    address instead of on every interface, and each request has an id before it is first sent to a
-    replica, so that a retry carries the same one.
+    Ray 2.60 has no setting for these changes: metrics and statistics answer on the front door's
+    address instead of on every interface; each request has an id before it is first sent to a
+    replica, so that a retry carries the same one; and it is sent once its body is there, or as much
+    as the buffer takes: most clients send headers and body apart, and a request that went on before
+    its body came is not retried.
 
     Returns:
         The script, which Ray calls as `SCRIPT -db -f CONFIG ...`.
@@ -128,7 +130,8 @@ sed -i -e '/^frontend prometheus/,/bind/ s/bind \\*\\{{0,1\\}}:/bind {host}:/' \
     -e '/^listen stats/,/bind/ s/bind \\*:/bind {host}:/' \\
     -e '/^frontend http_frontend/ a\\
     unique-id-format %[uuid]\\
-    http-request set-header x-request-id %[unique-id] if !{{ req.hdr(x-request-id) -m found }}
+    http-request set-header x-request-id %[unique-id] if !{{ req.hdr(x-request-id) -m found }}\\
+    option http-buffer-request
 ' "$3"
 exec {haproxy_binary()} "$@"
 """
