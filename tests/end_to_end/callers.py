@@ -39,23 +39,20 @@ def png(picture: NDArray[np.uint8]) -> bytes:
 
 @dataclass
 class Callers:
-    """Clients in threads, each asking one request after the other, predictions only.
+    """Clients in threads, each asking one request after the other, once.
 
     Args:
         heads: The bundles that may answer.
         questions: The task lists to ask; each request takes one of them.
-        tries: How often a request is sent whose connection breaks; 1 takes it for a failure.
     """
 
     service: Program
     heads: Heads
     questions: tuple[tuple[str, ...], ...]
     clients: int = 8
-    tries: int = 1
     pause_s: float = 0.002
     seen: list[Seen] = field(default_factory=list)
     pushed: list[Pushed] = field(default_factory=list)
-    num_retried: int = 0
 
     def __enter__(self) -> Self:
         self._is_over = threading.Event()
@@ -121,21 +118,16 @@ class Callers:
                 time.sleep(self.pause_s)
 
     def _ask(self, client: httpx.Client, place: int, tasks: tuple[str, ...]) -> Seen:
-        picture, error = self._pictures[place], ""
-        for _ in range(self.tries):
-            sent_s = time.monotonic()
-            try:
-                response = _post(client, tasks, self._files[place])
-                now_s = time.monotonic()
-                if response.is_success:
-                    answers = self._answers(response, tasks)
-                    return Seen(tasks, picture, sent_s, now_s, answers)
-                error = f"{response.status_code} {response.text[:200]}"
-                break
-            except httpx.TransportError as broken:
-                self.num_retried += 1
-                error = repr(broken)
-        return Seen(tasks, picture, sent_s, time.monotonic(), (), error)
+        picture, sent_s = self._pictures[place], time.monotonic()
+        try:
+            response = _post(client, tasks, self._files[place])
+        except httpx.TransportError as broken:
+            return Seen(tasks, picture, sent_s, time.monotonic(), (), repr(broken))
+        given_s = time.monotonic()
+        if response.is_success:
+            return Seen(tasks, picture, sent_s, given_s, self._answers(response, tasks))
+        error = f"{response.status_code} {response.text[:200]}"
+        return Seen(tasks, picture, sent_s, given_s, (), error)
 
     def _answers(self, response: httpx.Response, tasks: tuple[str, ...]) -> tuple[Answer, ...]:
         body = response.json()
