@@ -8,6 +8,7 @@ from typing import Any
 
 from ray import serve as ray_serve
 from ray.serve._private import replica
+from ray.serve.schema import LoggingConfig
 from starlette.applications import Starlette
 
 from serve.cluster import APPLICATION, DEPLOYMENT, RayLink, conductor_of
@@ -77,6 +78,8 @@ def build_app(settings: ServeSettings) -> ray_serve.Application:
         health_check_period_s=2,
         health_check_timeout_s=10,
         graceful_shutdown_timeout_s=10,
+        # A line for each request costs about 5 % of a replica's own time.
+        logging_config=LoggingConfig(enable_access_log=False),
         ray_actor_options={"num_cpus": 1},
     )(ray_serve.ingress()(Predictor))
     return deployment.bind(settings.model_dump_json())
