@@ -141,6 +141,20 @@ class Service:
     def _start_ray(self) -> Any:
         import ray  # noqa: PLC0415 (reads the variables that were set before)
 
+        try:
+            self._init_ray(ray)
+        except Exception as error:  # noqa: BLE001 (Ray raises no class of its own here)
+            if "timed out" not in str(error):
+                raise
+            # Ray gives its processes 30 s, whatever else the machine is doing; those of the first
+            # try end with this process.
+            self._progress("ray again: its first start took too long")
+            ray.shutdown()
+            self._init_ray(ray)
+        return ray
+
+    def _init_ray(self, ray: Any) -> None:
+        """Start a cluster of this service's own."""
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, self.settings.replicas),
@@ -153,7 +167,6 @@ class Service:
         )
         # Ray prints what goes wrong in its processes to standard output, which is the command's.
         ray._private.worker.print_to_stdstream = _log_of_ray  # noqa: SLF001
-        return ray
 
     def _wait_until_ready(self) -> None:
         deadline_s = time.monotonic() + READY_S
