@@ -143,7 +143,7 @@ class Service:
 
         try:
             self._init_ray(ray)
-        except Exception as error:  # noqa: BLE001 (Ray raises no class of its own here)
+        except Exception as error:  # Ray raises no class of its own here
             if "timed out" not in str(error):
                 raise
             # Ray gives its processes 30 s, whatever else the machine is doing; those of the first
