@@ -36,7 +36,7 @@ PUSH_TRIES = 40
 @pytest.fixture
 def pool() -> Iterator[ThreadPoolExecutor]:
     """Threads for what has to wait."""
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(16) as pool:
         yield pool
 
 
@@ -173,6 +173,31 @@ def test_a_conductor_killed_between_commit_and_flip_leaves_the_fleet_at_the_comm
         assert push.result(HEAL_LIMIT_S)["version"] == 2
         assert service.view().tasks["committed"][1].number == written["number"]
         assert_whole_again(service, callers, "committed", 2)
+
+
+def test_a_replica_that_hears_of_a_commit_late_answers_by_nothing_older(
+    service: Program, heads: Heads, pool: ThreadPoolExecutor
+) -> None:
+    """It stands still from the commit on; who has a new answer of the other one asks it too."""
+    with service.client() as client:
+        client.push(heads(0, "late"))
+    conductor, (late, other) = service.conductor(), service.replicas()
+    for version in range(2, 9):
+        record = service.next_record()
+        with service.client(other) as client:
+            push = pool.submit(client.push, heads(version, "late"))
+            wait_for_file(record)
+            conductor.suspend()  # so that it has told nobody yet
+            late.suspend()
+            conductor.resume()
+            until(lambda: ask_directly(other, "late") == version)  # noqa: B023 (called at once)
+            asked = [pool.submit(ask_directly, late, "late") for _ in range(8)]
+            time.sleep(0.1)  # their requests wait at its door
+            late.resume()
+
+            assert [answer.result(HEAL_LIMIT_S) for answer in asked] == [version] * 8
+            assert push.result(HEAL_LIMIT_S)["version"] == version
+    assert {late, other} == set(service.replicas())
 
 
 def test_a_frozen_replica_never_answers_by_an_older_version(
