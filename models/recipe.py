@@ -18,7 +18,16 @@ from models.backbones import Backbone, build_backbone
 from models.checkpoint import load_teacher, save_student, save_teacher
 from models.data import DataError, PictureData, to_batch
 from models.digits import DIGIT_TASKS, load_digit_task
-from models.distil import Distillation, DistillationError, Lesson, distil
+from models.distil import (
+    FEATURE_WEIGHT,
+    NUM_EPOCHS,
+    SOFT_WEIGHT,
+    TEMPERATURE,
+    Distillation,
+    DistillationError,
+    Lesson,
+    distil,
+)
 from models.folders import load_folder
 from models.progress import ProgressCallback, unheard
 from models.record import TaskRecord
@@ -137,13 +146,17 @@ def make_student(
     augmentation: str | None,
     seed: int,
     command: str,
+    num_epochs: int = NUM_EPOCHS,
+    temperature: float = TEMPERATURE,
+    soft_weight: float = SOFT_WEIGHT,
+    feature_weight: float = FEATURE_WEIGHT,
     progress: ProgressCallback = unheard,
-    **settings: float,
 ) -> MadeStudent:
     """Distil a student from teachers and the data that they learned from, and write its folder.
 
     Args:
-        settings: Of `distil`: `num_epochs`, `temperature`, `soft_weight`, `feature_weight`.
+        augmentation: A key of `AUGMENTATIONS`; None chooses by the kind of data.
+        num_epochs: This and the next three are those of `distil`.
 
     Raises:
         LearningError: data, weights, backbones or training are not what they have to be.
@@ -172,8 +185,11 @@ def make_student(
         from_scratch=not report.is_trained,
         augmentation=AUGMENTATIONS[chosen],
         seed=seed,
+        num_epochs=num_epochs,
+        temperature=temperature,
+        soft_weight=soft_weight,
+        feature_weight=feature_weight,
         progress=progress,
-        **settings,  # pyrefly: ignore[bad-argument-type]
     )
     tasks = tuple(
         TaskRecord(

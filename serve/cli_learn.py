@@ -119,7 +119,7 @@ def distil(
     """Distil one student trunk from one or several teachers."""
     from models.recipe import make_student  # noqa: PLC0415
 
-    settings = {
+    settings: dict[str, Any] = {
         "num_epochs": epochs,
         "temperature": temperature,
         "soft_weight": soft_weight,
