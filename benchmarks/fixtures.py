@@ -76,18 +76,18 @@ def make_bundle(trunk: Path, *, task: str, seed: int) -> Bundle:
 @contextlib.contextmanager
 def running(*command: str) -> Iterator[dict[str, Any]]:
     """A program that prints one JSON line when it is ready; it is ended by SIGTERM."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, *command], stdout=subprocess.PIPE, text=True, env=_environment()
-    )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{' '.join(command)} ended before it was ready.")
-        yield json.loads(line)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
+    ) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line:
+                raise RuntimeError(f"{' '.join(command)} ended before it was ready.")
+            yield json.loads(line)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=60)
 
 
 def serving(store: Path, *, trunk: Path, replicas: int = 2) -> Any:
