@@ -61,7 +61,7 @@ def make_head(
 
     Args:
         kind: None chooses by the number of pictures.
-        max_train: Learn from so many pictures at most.
+        max_train: Learn from about so many pictures, and from all of them if it is None.
 
     Raises:
         LearningError: the data or the trunk's backbone are not what they have to be.
@@ -77,7 +77,12 @@ def make_head(
     backbone = restore_backbone(manifest.backbone, trunk / STUDENT)
     data = read_data(source, seed=seed, progress=progress)
     if max_train is not None:
-        data = dataclasses.replace(data, train=_every_nth(data.train, max_train))
+        # The head learns from validation too, once that has chosen its setting.
+        data = dataclasses.replace(
+            data,
+            train=_every_nth(data.train, max_train * 3 // 4),
+            validation=_every_nth(data.validation, max_train // 4),
+        )
     trained = train_head(backbone, data, kind=kind, progress=progress)
     candidates = _every_nth(data.test, MAX_GOLDEN_CANDIDATES)
     bundle = bundle_head(

@@ -238,6 +238,7 @@ def test_a_push_that_the_proxy_repeats_is_one_change(
     service: Program, heads: Heads, pool: ThreadPoolExecutor
 ) -> None:
     """The replica that took it dies after the record is written; it has no key of the caller's."""
+    until(lambda: is_settled(service), limit_s=HEAL_LIMIT_S)
     conductor, record = service.conductor(), service.next_record()
     body = heads(0, "replayed").to_zip()
     answer = pool.submit(send_in_one_piece, service, "/tasks/replayed/versions", body)
@@ -270,8 +271,8 @@ def send_in_one_piece(service: Program, path: str, body: bytes) -> dict[str, Any
     return json.loads(answer)
 
 
-def busy_replica(service: Program) -> psutil.Process:
-    """The replica that has a request in flight, as HAProxy says."""
+def behind_the_proxy(service: Program) -> dict[str, dict[str, str]]:
+    """HAProxy's row for each replica that it knows, by the replica's address."""
     arguments = service.named(HAPROXY)[-1].cmdline()
     admin = Path(arguments[arguments.index("-f") + 1]).with_name("admin.sock")
     with socket.socket(socket.AF_UNIX) as connection:
@@ -279,11 +280,20 @@ def busy_replica(service: Program) -> psutil.Process:
         connection.sendall(b"show stat\n")
         table = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
     rows = csv.DictReader(io.StringIO(table.removeprefix("# ")))
-    replicas = {
-        doors(replica)[0].removeprefix("http://"): replica for replica in service.replicas()
-    }
-    busy = [replicas[row["addr"]] for row in rows if row["addr"] in replicas and int(row["scur"])]
-    assert len(busy) == 1, table
+    return {f"http://{row['addr']}": row for row in rows if "REPLICA" in row["svname"]}
+
+
+def is_settled(service: Program) -> bool:
+    """Whether the proxy knows the replicas that there are, and has no older process left."""
+    known = {doors(replica)[0] for replica in service.replicas()}
+    return len(service.named(HAPROXY)) == 1 and behind_the_proxy(service).keys() == known
+
+
+def busy_replica(service: Program) -> psutil.Process:
+    """The replica that has a request in flight, as HAProxy says."""
+    rows = behind_the_proxy(service)
+    busy = [r for r in service.replicas() if int(rows[doors(r)[0]]["scur"])]
+    assert len(busy) == 1, rows
     return busy[0]
 
 
