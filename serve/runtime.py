@@ -72,6 +72,8 @@ _RAY = {
     # graceful shutdown of the deployment.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": 1,
     "RAY_SERVE_PORT_QUARANTINE_S": 0,
+    # A proxy that starts on a busy machine is killed after 5 s otherwise, and the start fails.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": 60,
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": 2,
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": 2,
 }
