@@ -284,9 +284,10 @@ def behind_the_proxy(service: Program) -> dict[str, dict[str, str]]:
 
 
 def is_settled(service: Program) -> bool:
-    """Whether the proxy knows the replicas that there are, and has no older process left."""
+    """Whether the proxy sends to all the replicas that there are, so that it will not reload."""
+    rows = behind_the_proxy(service)
     known = {doors(replica)[0] for replica in service.replicas()}
-    return len(service.named(HAPROXY)) == 1 and behind_the_proxy(service).keys() == known
+    return rows.keys() == known and {row["status"] for row in rows.values()} == {"UP"}
 
 
 def busy_replica(service: Program) -> psutil.Process:
