@@ -39,17 +39,21 @@ def png(picture: NDArray[np.uint8]) -> bytes:
 
 @dataclass
 class Callers:
-    """Clients in threads, each asking one request after the other, once.
+    """Clients in threads, each asking one request after the other.
 
     Args:
         heads: The bundles that may answer.
         questions: The task lists to ask; each request takes one of them.
+        tries: How often a request is sent whose connection breaks. Where a process is killed, a
+            request in flight on it can break, and predictions are safe to send again, as the
+            product's own client does; elsewhere a broken connection is a failure.
     """
 
     service: Program
     heads: Heads
     questions: tuple[tuple[str, ...], ...]
     clients: int = 8
+    tries: int = 1
     pause_s: float = 0.002
     seen: list[Seen] = field(default_factory=list)
     pushed: list[Pushed] = field(default_factory=list)
@@ -118,16 +122,20 @@ class Callers:
                 time.sleep(self.pause_s)
 
     def _ask(self, client: httpx.Client, place: int, tasks: tuple[str, ...]) -> Seen:
-        picture, sent_s = self._pictures[place], time.monotonic()
-        try:
-            response = _post(client, tasks, self._files[place])
-        except httpx.TransportError as broken:
-            return Seen(tasks, picture, sent_s, time.monotonic(), (), repr(broken))
-        given_s = time.monotonic()
-        if response.is_success:
-            return Seen(tasks, picture, sent_s, given_s, self._answers(response, tasks))
-        error = f"{response.status_code} {response.text[:200]}"
-        return Seen(tasks, picture, sent_s, given_s, (), error)
+        for attempt in range(self.tries):
+            picture, sent_s = self._pictures[place], time.monotonic()
+            try:
+                response = _post(client, tasks, self._files[place])
+            except httpx.TransportError as broken:
+                if attempt < self.tries - 1:
+                    continue
+                return Seen(tasks, picture, sent_s, time.monotonic(), (), repr(broken))
+            given_s = time.monotonic()
+            if response.is_success:
+                return Seen(tasks, picture, sent_s, given_s, self._answers(response, tasks))
+            error = f"{response.status_code} {response.text[:200]}"
+            return Seen(tasks, picture, sent_s, given_s, (), error)
+        raise AssertionError
 
     def _answers(self, response: httpx.Response, tasks: tuple[str, ...]) -> tuple[Answer, ...]:
         body = response.json()

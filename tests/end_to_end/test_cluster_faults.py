@@ -30,6 +30,7 @@ from tests.serve.oracle import Heads, expected_scores, some_picture
 
 pytestmark = pytest.mark.cluster
 
+TRIES = 3  # as often as the product's client sends what is safe to repeat
 PUSH_TRIES = 40
 
 
@@ -69,7 +70,7 @@ def test_a_replica_killed_while_a_swap_is_staged_does_not_stop_the_swap(
 ) -> None:
     """It is frozen first, so that it certainly has not acknowledged when it dies."""
     victim, survivor = service.replicas()
-    callers = Callers(service, heads, (("staged",),))
+    callers = Callers(service, heads, (("staged",),), tries=TRIES)
     callers.push(0, "staged")
     with callers:
         callers.wait_for(20)
@@ -118,7 +119,7 @@ def test_a_replica_killed_while_a_task_is_held_does_not_stop_the_swap(
     with service.client() as client:
         client.push(slow)
     victim, survivor = service.replicas()
-    with Callers(service, heads, (("held",),)) as callers:
+    with Callers(service, heads, (("held",),), tries=TRIES) as callers:
         callers.wait_for(20)
         for seed in range(1, 6):
             record = service.next_record()
@@ -141,7 +142,7 @@ def test_a_conductor_killed_in_a_swap_leaves_the_fleet_at_what_the_log_says(
 ) -> None:
     """So long after the bundle was stored: while it is staged, held or committed."""
     task = f"conducted-{1000 * delay_s:.0f}"
-    callers = Callers(service, heads, ((task,),))
+    callers = Callers(service, heads, ((task,),), tries=TRIES)
     callers.push(0, task)
     with callers:
         callers.wait_for(20)
@@ -159,7 +160,7 @@ def test_a_conductor_killed_between_commit_and_flip_leaves_the_fleet_at_the_comm
     service: Program, heads: Heads, pool: ThreadPoolExecutor
 ) -> None:
     """The record is in the log, and replicas that were never told find it there."""
-    callers = Callers(service, heads, (("committed",),))
+    callers = Callers(service, heads, (("committed",),), tries=TRIES)
     callers.push(0, "committed")
     with callers:
         callers.wait_for(20)
@@ -205,7 +206,7 @@ def test_a_frozen_replica_never_answers_by_an_older_version(
 ) -> None:
     """It is killed and confirmed dead before the push counts; thawed, it says nothing more."""
     frozen, survivor = service.replicas()
-    callers = Callers(service, heads, (("frozen",),))
+    callers = Callers(service, heads, (("frozen",),), tries=TRIES)
     callers.push(0, "frozen")
     with callers:
         callers.wait_for(20)
