@@ -29,7 +29,16 @@ GOLDEN = "golden.safetensors"
 CARD = "card.md"
 TRUNK_MANIFEST = "trunk.json"
 TRUNK_GRAPH = "trunk.onnx"
+TRUNK_INT8 = "trunk.int8.onnx"
+TRUNK_FP16 = "trunk.fp16.onnx"
 STUDENT = "student.safetensors"
+
+Precision = Literal["fp32", "int8", "fp16"]
+PRECISION_GRAPHS: Mapping[Precision, str] = {
+    "fp32": TRUNK_GRAPH,
+    "int8": TRUNK_INT8,
+    "fp16": TRUNK_FP16,
+}
 
 MAX_BUNDLE_BYTES = 64 * 2**20
 MAX_MANIFEST_BYTES = 8 * 2**20  # 20,000 labels in every split take about 4 MB
@@ -124,10 +133,11 @@ class TrunkManifest(_Record):
     cut: str = Field(description="the layer at which the backbone is cut into prefix and suffix")
     num_features: Annotated[int, Field(ge=1)]
     preprocessing: Preprocessing
-    golden_tolerance: dict[Literal["fp32", "int8", "fp16"], Annotated[float, Field(gt=0)]] = Field(
+    golden_tolerance: dict[Precision, Annotated[float, Field(gt=0)]] = Field(
         description="precision -> largest difference of a logit that still reproduces, as a share "
         "of the largest absolute logit of the samples or of 1, whichever is more"
     )
+    picked: Precision = Field("fp32", description="what a CPU serves unless told otherwise")
     provenance: Provenance
     files: dict[FileName, FileEntry]
 
@@ -137,7 +147,17 @@ class TrunkManifest(_Record):
             raise ValueError(f"files are {sorted(self.files)}, expected {TRUNK_GRAPH} among them")
         if "fp32" not in self.golden_tolerance:
             raise ValueError("golden_tolerance has no fp32, the precision of the float graph")
+        for precision, name in PRECISION_GRAPHS.items():
+            if (name in self.files) != (precision in self.golden_tolerance):
+                raise ValueError(f"golden_tolerance and files differ on {precision}, {name}")
+        if self.picked not in self.precisions:
+            raise ValueError(f"picked is {self.picked}, and there is no such graph")
         return self
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """The precisions that there is a graph of, fp32 always among them."""
+        return tuple(self.golden_tolerance)
 
     @property
     def digest(self) -> Digest:

@@ -114,15 +114,19 @@ class Conductor:
         return await asyncio.shield(self._under_way[change])
 
     async def install_trunk(self, trunk: TrunkChange) -> str:
-        """Make a trunk live in a log that has none yet.
+        """Make a trunk live in a log that has none yet, or other variants of the one it has.
+
+        Replicas read the variants when they start; those that run keep what they have.
 
         Returns:
             The digest of the trunk that the log names afterwards.
         """
         async with self._one_at_a_time:
-            if self._view.trunk is None:
-                record = self._draft(trunk=trunk, message="first trunk")
-                await self._swap(record)
+            live = self._view.trunk
+            if live is None:
+                await self._swap(self._draft(trunk=trunk, message="first trunk"))
+            elif live.trunk == trunk.trunk and live != trunk:
+                await self._swap(self._draft(trunk=trunk, message="the trunk's variants"))
             assert self._view.trunk is not None
             return self._view.trunk.trunk
 

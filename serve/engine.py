@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from export.bundle import HEAD, Bundle, Digest, TrunkManifest
+from export.bundle import HEAD, Bundle, Digest, Precision, TrunkManifest
 
 onnxruntime.set_default_logger_severity(3)  # warnings of ONNX Runtime are for those who export
 
@@ -106,12 +106,14 @@ class Engine:
     """The trunk: pictures to features, and rows to scores.
 
     Args:
-        graph: The bytes of `trunk.onnx`.
+        graph: The bytes of `trunk.onnx`, or of its variant in that precision.
         manifest: Its `trunk.json`.
     """
 
-    def __init__(self, graph: bytes, manifest: TrunkManifest) -> None:
-        self.manifest = manifest
+    def __init__(
+        self, graph: bytes, manifest: TrunkManifest, *, precision: Precision = "fp32"
+    ) -> None:
+        self.manifest, self.precision = manifest, precision
         self._session = open_session(graph)
 
     def features(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -127,7 +127,7 @@ def check_golden(bundle: Bundle, engine: Engine) -> str:
     """
     pictures, expected = _golden(bundle, engine)
     scale = max(1.0, float(np.abs(expected).max()))
-    tolerance = engine.manifest.golden_tolerance["fp32"] * scale
+    tolerance = engine.manifest.golden_tolerance[engine.precision] * scale
     head = load_head(bundle)
     starts = range(0, len(pictures), GOLDEN_BATCH)
     features = np.concatenate(

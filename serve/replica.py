@@ -9,11 +9,19 @@ import logging
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import TRUNK_GRAPH, Bundle, Digest, read_trunk_manifest
+from export.bundle import (
+    PRECISION_GRAPHS,
+    Bundle,
+    Digest,
+    Precision,
+    TrunkManifest,
+    read_trunk_manifest,
+)
 from models.pictures import load_picture
 from serve import gates
 from serve.batcher import Batcher
@@ -21,6 +29,7 @@ from serve.engine import Engine, LiveHead, Snapshot
 from serve.headlog import HeadLog, StoreError
 from serve.link import Link
 from serve.metrics import Metrics
+from serve.precision import choose_precision
 from serve.record import LogView, TaskChange, TrunkChange
 from serve.settings import ServeSettings
 from serve.watcher import StageError, Watcher
@@ -43,6 +52,7 @@ class Replica:
 
     Raises:
         NoTrunkError: the log has no trunk.
+        PrecisionError: the trunk has no variant of the precision in the settings.
         StoreError: the log or what it names cannot be read.
     """
 
@@ -51,7 +61,7 @@ class Replica:
         view = log.follow(LogView())
         if view.trunk is None:
             raise NoTrunkError(f"The store {log.url} has no trunk; start with --trunk FOLDER.")
-        self.engine = load_engine(log, view.trunk)
+        self.engine = load_engine(log, view.trunk, precision=settings.precision)
         self.batcher = Batcher(
             self.engine,
             Snapshot(view.live_number, {h.task: h for h in self._load_all(view)}),
@@ -164,21 +174,39 @@ def store_trunk(log: HeadLog, manifest_bytes: bytes, files: dict[str, bytes]) ->
         StoreError: the store cannot be written.
     """
     manifest = read_trunk_manifest(manifest_bytes)
-    log.put_blob(files[TRUNK_GRAPH])
+    for precision in manifest.precisions:
+        log.put_blob(files[PRECISION_GRAPHS[precision]])
     return TrunkChange(trunk=manifest.digest, manifest=log.put_blob(manifest_bytes))
 
 
-def load_engine(log: HeadLog, trunk: TrunkChange) -> Engine:
+def load_engine(
+    log: HeadLog, trunk: TrunkChange, *, precision: Precision | Literal["auto"] = "auto"
+) -> Engine:
     """Fetch a trunk from the store and load it.
 
+    Args:
+        precision: "auto" takes the one that was picked when the trunk was exported.
+
     Raises:
+        PrecisionError: the trunk has no such variant.
         StoreError: a blob is missing or damaged, or the manifest is another trunk's.
+    """
+    manifest = load_trunk_manifest(log, trunk)
+    chosen = choose_precision(manifest, precision)
+    graph: Digest = f"sha256:{manifest.files[PRECISION_GRAPHS[chosen]].sha256}"
+    return Engine(log.get_blob(graph), manifest, precision=chosen)
+
+
+def load_trunk_manifest(log: HeadLog, trunk: TrunkChange) -> TrunkManifest:
+    """Fetch the manifest of a trunk from the store.
+
+    Raises:
+        StoreError: the blob is missing or damaged, or the manifest is another trunk's.
     """
     manifest = read_trunk_manifest(log.get_blob(trunk.manifest))
     if manifest.digest != trunk.trunk:
         raise StoreError(f"The trunk in {log.url} is {manifest.digest}, not {trunk.trunk}.")
-    graph: Digest = f"sha256:{manifest.files[TRUNK_GRAPH].sha256}"
-    return Engine(log.get_blob(graph), manifest)
+    return manifest
 
 
 def _live(change: TaskChange, bundle: Bundle) -> LiveHead:

@@ -16,8 +16,9 @@ import httpx
 from export.bundle import TRUNK_MANIFEST, Digest, read_trunk_folder
 from serve import runtime
 from serve.headlog import HeadLog
+from serve.precision import choose_precision
 from serve.record import LogView, TrunkChange
-from serve.replica import NoTrunkError, store_trunk
+from serve.replica import NoTrunkError, load_trunk_manifest, store_trunk
 from serve.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class Service:
         Raises:
             StartError: the port is taken, or a replica cannot start.
             NoTrunkError: the store has no trunk and none was given.
+            PrecisionError: the trunk has no variant of the precision in the settings.
             StoreError: the store cannot be used.
             RuntimeProblemError: this machine lacks something.
         """
@@ -92,6 +94,8 @@ class Service:
                 f"Port {settings.port} of {settings.host} is taken; choose another with --port."
             )
         trunk = self._find_trunk()
+        # Asked here as well, because what a replica raises arrives as an error of Ray's.
+        choose_precision(load_trunk_manifest(HeadLog(settings.store), trunk), settings.precision)
         self._folder = Path(tempfile.mkdtemp(prefix="headstock-", dir=_SHORT))
         runtime.prepare(
             self._folder,
@@ -136,7 +140,8 @@ class Service:
         manifest, files = read_trunk_folder(self._trunk)
         if logged is not None and logged.trunk != manifest.digest:
             raise StartError(_other_trunk(logged.trunk, manifest.digest))
-        return logged or store_trunk(log, (self._trunk / TRUNK_MANIFEST).read_bytes(), files)
+        # The folder of the trunk that is logged may bring variants that the store has not yet.
+        return store_trunk(log, (self._trunk / TRUNK_MANIFEST).read_bytes(), files)
 
     def _start_ray(self) -> Any:
         import ray  # noqa: PLC0415 (reads the variables that were set before)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from export.bundle import Precision
 
 PREFIX = "HEADSTOCK_"
 CLIENT_VARIABLES = ("HEADSTOCK_SERVER", "HEADSTOCK_TOKEN", "HEADSTOCK_SHARED")
@@ -43,6 +45,9 @@ class ServeSettings(BaseSettings):
         50_000_000, description="Largest width x height of a picture, checked before decoding."
     )
     max_pictures: PositiveInt = Field(64, description="Most pictures in one request.")
+    precision: Precision | Literal["auto"] = Field(
+        "auto", description="Variant of the trunk: fp32, int8, fp16, or what its export picked."
+    )
     batch_target_s: PositiveFloat = Field(
         0.01, description="A batch takes as many pictures as the trunk runs in this time."
     )

@@ -27,6 +27,7 @@ from export.bundle import (
     MAX_MANIFEST_BYTES,
     STUDENT,
     TRUNK_GRAPH,
+    TRUNK_INT8,
     TRUNK_MANIFEST,
     Bundle,
     BundleError,
@@ -690,6 +691,36 @@ def test_a_trunk_states_a_usable_tolerance(golden_tolerance: dict[str, float]) -
         read_trunk_manifest(json.dumps(manifest).encode())
 
 
+def with_int8(**changes: Any) -> TrunkManifest:
+    """The same trunk with a variant."""
+    return trunk_manifest(
+        files=trunk_manifest().files | {TRUNK_INT8: entry_of(b"int8")},
+        golden_tolerance={"fp32": 1e-3, "int8": 0.1},
+        **changes,
+    )
+
+
+def test_a_trunk_names_its_precisions() -> None:
+    """The float graph is always there, and is what is picked unless said otherwise."""
+    assert (trunk_manifest().precisions, trunk_manifest().picked) == (("fp32",), "fp32")
+    assert with_int8().precisions == ("fp32", "int8")
+    assert with_int8(picked="int8").picked == "int8"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"picked": "int8"}, "picked is int8"),
+        ({"golden_tolerance": {"fp32": 1e-3, "fp16": 0.1}}, r"fp16, trunk\.fp16\.onnx"),
+        ({"files": {TRUNK_GRAPH: entry_of(GRAPH), TRUNK_INT8: entry_of(b"i")}}, "differ on int8"),
+    ],
+)
+def test_a_variant_is_a_graph_and_its_tolerance(changes: dict[str, Any], reason: str) -> None:
+    """One without the other, or a variant picked that is not there, is refused."""
+    with pytest.raises(ValueError, match=reason):
+        trunk_manifest(**changes)
+
+
 def test_a_trunks_digest_is_of_graph_and_preprocessing() -> None:
     """Provenance and variants change nothing that a head sees; these two do."""
     manifest = trunk_manifest()
@@ -698,9 +729,7 @@ def test_a_trunks_digest_is_of_graph_and_preprocessing() -> None:
     files = manifest.files
 
     assert trunk_manifest(provenance=PROVENANCE | {"seed": 9}).digest == manifest.digest
-    assert trunk_manifest(files=files | {"trunk.int8.onnx": entry_of(b"i")}).digest == (
-        manifest.digest
-    )
+    assert with_int8(picked="int8").digest == manifest.digest
     assert trunk_manifest(preprocessing=other_size).digest != manifest.digest
     assert trunk_manifest(preprocessing=other_mean).digest != manifest.digest
     assert trunk_manifest(files=files | {TRUNK_GRAPH: entry_of(b"g")}).digest != manifest.digest
