@@ -7,6 +7,7 @@ convolutions into the last stage, where low-rank adapters are cheap.
 """
 
 from collections import OrderedDict
+from typing import no_type_check
 
 from torch import Tensor, nn
 from typing_extensions import override
@@ -20,6 +21,7 @@ class Residual(nn.Module):
         self.body = body
 
     @override
+    @no_type_check  # torch.fx, which folds batch norms, calls it with stand-ins for tensors
     def forward(self, maps: Tensor) -> Tensor:
         """Maps [batch, channels, height, width] to maps of the same shape."""
         return maps + self.body(maps)
