@@ -19,7 +19,7 @@ from serve import protocol
 from serve.headlog import HeadLog, StoreError
 from serve.messages import Change, Directive, Outcome, Poll, Refused, Swapped
 from serve.metrics import Report, fleet_text, merge
-from serve.proposal import propose
+from serve.proposal import Proposal, propose
 from serve.protocol import Phase, ReplicaId
 from serve.record import LogView, Record, TrunkChange, fold
 
@@ -146,10 +146,11 @@ class Conductor:
             failure = ""
             for _ in range(ATTEMPTS):
                 proposed = propose(self._view, change)
-                if not isinstance(proposed, tuple):
+                if not isinstance(proposed, Proposal):
                     return proposed
                 record = self._draft(
-                    changes=proposed,
+                    changes=proposed.changes,
+                    settings=proposed.settings,
                     idempotency_key=change.key,
                     message=change.message,
                     verdicts=change.verdicts,

@@ -15,6 +15,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from export.bundle import HEAD, Bundle, Digest, Precision, TrunkManifest
+from serve.task_settings import DEFAULTS, TaskSettings
 
 onnxruntime.set_default_logger_severity(3)  # warnings of ONNX Runtime are for those who export
 
@@ -85,14 +86,30 @@ class Snapshot:
 
     Args:
         number: The log record that made it so.
+        settings: Of the tasks for which something was set; see `settings_of`.
     """
 
     number: int = 0
     heads: Mapping[str, LiveHead] = field(default_factory=dict)
+    settings: Mapping[str, TaskSettings] = field(default_factory=dict)
 
-    def with_heads(self, number: int, heads: Sequence[LiveHead]) -> Snapshot:
-        """The snapshot after record `number` has made these heads live."""
-        return Snapshot(number, {**self.heads, **{head.task: head for head in heads}})
+    def settings_of(self, task: str) -> TaskSettings:
+        """The task's settings; the defaults if nothing was set."""
+        return self.settings.get(task, DEFAULTS)
+
+    def with_heads(
+        self,
+        number: int,
+        heads: Sequence[LiveHead],
+        settings: Mapping[str, TaskSettings] | None = None,
+    ) -> Snapshot:
+        """The snapshot after record `number` has made these heads and settings live.
+
+        Args:
+            settings: Of all tasks that have any; None leaves them as they are.
+        """
+        live = {**self.heads, **{head.task: head for head in heads}}
+        return Snapshot(number, live, self.settings if settings is None else settings)
 
 
 class Row(NamedTuple):

@@ -12,6 +12,7 @@ from export.bundle import Digest, TaskName
 from serve.metrics import Report
 from serve.protocol import NO_ACK, Ack, Phase, ReplicaId
 from serve.record import Record, TaskChange, Text, Verdict
+from serve.task_settings import Asked
 
 MAX_KEY_LENGTH = 256
 MAX_MESSAGE_LENGTH = 2000
@@ -62,9 +63,11 @@ class Change:
     """What a pusher asks for, checked when it is made.
 
     Args:
-        bundle: Digest of a bundle that is in the store and passed the gates; None for a rollback.
+        bundle: Digest of a bundle that is in the store and passed the gates; None for a rollback,
+            or where settings are asked.
         to: The version to roll back to; None: the bundle that was live before.
         expected: Refuse unless this is the live version.
+        settings: What to set, as `asked_settings` has checked it; nothing else changes then.
         key: Idempotency key: the same key makes the same change only once.
         allow_new_labels: Whether the pusher declared that the labels change.
 
@@ -81,11 +84,12 @@ class Change:
     message: Annotated[Text, Field(max_length=MAX_MESSAGE_LENGTH)] = ""
     verdicts: tuple[Verdict, ...] = ()
     allow_new_labels: bool = False
+    settings: Asked = ()
 
 
 @dataclass(frozen=True)
 class Swapped:
-    """A change that is live everywhere; `change` is None for a trunk."""
+    """A change that is live everywhere; `change` is None for a trunk or settings."""
 
     change: TaskChange | None
     stage_ms: float

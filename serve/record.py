@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from export.bundle import Digest, TaskName, digest_of
+from serve.task_settings import TaskSettings
 
 ORIGIN: Digest = digest_of(b"")  # what the first record names as the one before it
 
@@ -54,6 +56,13 @@ class TaskChange(_Entry):
     rolled_back_to: int | None = None
 
 
+class SettingsChange(_Entry):
+    """A task's settings from here on; what it does not name has its default."""
+
+    task: TaskName
+    settings: TaskSettings
+
+
 class TrunkChange(_Entry):
     """The trunk that every head of this log fits."""
 
@@ -71,6 +80,7 @@ class Record(_Entry):
     writer: Text
     written_at: Text = Field(description="UTC, ISO 8601; for people, nothing is decided by it")
     changes: tuple[TaskChange, ...] = ()
+    settings: tuple[SettingsChange, ...] = ()
     trunk: TrunkChange | None = None
     idempotency_key: Text = ""
     message: Text = ""
@@ -103,6 +113,17 @@ class TaskVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class SettingsVersion:
+    """Settings that a task had, and the record that made them so."""
+
+    change: SettingsChange
+    number: int
+    written_at: str
+    message: str
+    idempotency_key: str
+
+
+@dataclass(frozen=True, slots=True)
 class LogView:
     """Everything that the log says up to record `number`.
 
@@ -111,6 +132,7 @@ class LogView:
         tip: Digest of that record.
         live_number: The last record that is a commit, 0 if there is none.
         tasks: Versions of each task, oldest first; the last is live.
+        set_tasks: Settings of each task for which something was set, oldest first.
         keys: Number of the commit that each idempotency key made.
     """
 
@@ -119,16 +141,23 @@ class LogView:
     live_number: int = 0
     trunk: TrunkChange | None = None
     tasks: Mapping[str, tuple[TaskVersion, ...]] = field(default_factory=dict)
+    set_tasks: Mapping[str, tuple[SettingsVersion, ...]] = field(default_factory=dict)
     keys: Mapping[str, int] = field(default_factory=dict)
 
     def live(self, task: str) -> TaskVersion | None:
         """The live version of a task, or None if it was never pushed."""
         return self.tasks[task][-1] if task in self.tasks else None
 
-    def made_by(self, key: str) -> TaskVersion | None:
-        """The version that an idempotency key made, or None."""
+    @property
+    def settings(self) -> dict[str, TaskSettings]:
+        """Settings of the tasks for which something was set; all others have the defaults."""
+        return {task: history[-1].change.settings for task, history in self.set_tasks.items()}
+
+    def made_by(self, key: str) -> TaskVersion | SettingsVersion | None:
+        """The version or the settings that an idempotency key made, or None."""
         number = self.keys.get(key)
-        versions = (version for history in self.tasks.values() for version in history)
+        histories = chain(self.tasks.values(), self.set_tasks.values())
+        versions = chain.from_iterable(histories)
         return next((v for v in versions if v.number == number), None) if number else None
 
 
@@ -139,7 +168,7 @@ def fold(view: LogView, records: Iterable[Record]) -> LogView:
         HeadLogError: a number is skipped or repeated, or a record does not name its predecessor.
     """
     number, tip, live_number, trunk = view.number, view.tip, view.live_number, view.trunk
-    tasks, keys = dict(view.tasks), dict(view.keys)
+    tasks, set_tasks, keys = dict(view.tasks), dict(view.set_tasks), dict(view.keys)
     for record in records:
         if record.number != number + 1:
             raise HeadLogError(
@@ -156,9 +185,12 @@ def fold(view: LogView, records: Iterable[Record]) -> LogView:
         live_number, trunk = number, record.trunk or trunk
         for change in record.changes:
             tasks[change.task] = (*tasks.get(change.task, ()), _version(record, change))
+        for setting in record.settings:
+            history = set_tasks.get(setting.task, ())
+            set_tasks[setting.task] = (*history, _settings_version(record, setting))
         if record.idempotency_key:
             keys[record.idempotency_key] = number
-    return LogView(number, tip, live_number, trunk, tasks, keys)
+    return LogView(number, tip, live_number, trunk, tasks, set_tasks, keys)
 
 
 def _version(record: Record, change: TaskChange) -> TaskVersion:
@@ -169,4 +201,10 @@ def _version(record: Record, change: TaskChange) -> TaskVersion:
         record.message,
         record.idempotency_key,
         record.verdicts,
+    )
+
+
+def _settings_version(record: Record, change: SettingsChange) -> SettingsVersion:
+    return SettingsVersion(
+        change, record.number, record.written_at, record.message, record.idempotency_key
     )

@@ -64,7 +64,7 @@ class Replica:
         self.engine = load_engine(log, view.trunk, precision=settings.precision)
         self.batcher = Batcher(
             self.engine,
-            Snapshot(view.live_number, {h.task: h for h in self._load_all(view)}),
+            Snapshot(view.live_number, {h.task: h for h in self._load_all(view)}, view.settings),
             self.metrics,
             max_pictures=self._batch_size(),
             max_queued=settings.max_queued,

@@ -206,7 +206,8 @@ class Watcher:
     def _move_to(self, record: Record) -> None:
         """Point at what the record made live; it is the one that was staged."""
         self._view = fold(self._view, [record])
-        self._batcher.flip(self._batcher.snapshot.with_heads(record.number, self._staged))
+        snapshot = self._batcher.snapshot
+        self._batcher.flip(snapshot.with_heads(record.number, self._staged, self._view.settings))
         self._observe_hold()
 
     def _catch_up(self, *, until: int | None) -> None:
@@ -219,7 +220,8 @@ class Watcher:
                 for task, history in view.tasks.items()
                 if history != self._view.tasks.get(task)
             ]
-            snapshot = snapshot.with_heads(view.live_number, [self._load(c) for c in changed])
+            heads = [self._load(change) for change in changed]
+            snapshot = snapshot.with_heads(view.live_number, heads, view.settings)
         if snapshot is not self._batcher.snapshot or 0 < self._state.hold <= view.number:
             self._batcher.flip(snapshot)
             self._observe_hold()

@@ -27,6 +27,7 @@ from serve.messages import Change, Directive, Outcome, Poll, Swapped
 from serve.record import LogView, Record
 from serve.replica import Replica, store_trunk
 from serve.settings import ServeSettings
+from serve.task_settings import asked_settings
 
 T = TypeVar("T")
 CUT_S = 0.02
@@ -313,6 +314,16 @@ class LocalFleet:
     def roll_back(self, task: str, *, key: str, **fields: Any) -> Outcome:
         """Roll back and wait for the outcome."""
         return self.ask(lambda conductor: conductor.change(Change(task, key, **fields))).result(30)
+
+    def start_setting(self, task: str, *, key: str = "", **settings: object) -> Future[Outcome]:
+        """Ask for settings, as a replica does once it has checked them."""
+        asked = asked_settings(settings)
+        change = Change(task, key or repr(asked), settings=asked)
+        return self.ask(lambda conductor: conductor.change(change))
+
+    def set_task(self, task: str, *, key: str = "", **settings: object) -> Outcome:
+        """Set and wait for the outcome."""
+        return self.start_setting(task, key=key, **settings).result(30)
 
     def live_versions(self, task: str) -> set[int]:
         """The versions that the living replicas point at."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from export.bundle import Bundle
 from serve.engine import Engine, Head, HeadOutputError, LiveHead, Row, Snapshot, open_session
+from serve.task_settings import TaskSettings
 from tests.serve.graphs import LABELS, constant_head, first_row_head, two_row_head
 from tests.serve.oracle import TOLERANCE, expected_scores, some_picture
 
@@ -149,3 +150,13 @@ def test_a_snapshot_is_never_changed(make_bundle: BundleMaker) -> None:
     assert (before.number, before.heads["colours"]) == (4, old)
     assert (after.number, after.heads["colours"]) == (5, new)
     assert after.heads["shapes"] is other
+
+
+def test_a_snapshot_has_settings_for_every_task() -> None:
+    """Those that were set, else the defaults; new heads alone leave them as they are."""
+    wanted = TaskSettings(weight=2)
+    before = Snapshot()
+    after = before.with_heads(1, [], {"colours": wanted})
+
+    assert after.with_heads(2, []).settings_of("colours") == wanted
+    assert after.settings_of("shapes") == before.settings_of("colours") == TaskSettings()

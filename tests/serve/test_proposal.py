@@ -8,8 +8,9 @@ import pytest
 
 from export.bundle import digest_of
 from serve.messages import Change, Refused, Swapped
-from serve.proposal import new_labels_reason, propose
+from serve.proposal import Proposal, new_labels_reason, propose
 from serve.record import LogView, Record, TaskChange, fold
+from serve.task_settings import TaskSettings, asked_settings
 
 LABELS = ("cat", "dog")
 A, B, C = (digest_of(name.encode()) for name in "abc")
@@ -45,11 +46,34 @@ def rollback(*, key: str = "new", **fields: Any) -> Change:
     return Change("pets", key, **fields)
 
 
+def setting(task: str = "pets", *, key: str = "new", **settings: Any) -> Change:
+    """A request to set something for a task."""
+    return Change(task, key, settings=asked_settings(settings))
+
+
+def after(view: LogView, change: Change) -> LogView:
+    """The log once this change has been made."""
+    outcome = propose(view, change)
+    assert isinstance(outcome, Proposal), outcome
+    record = Record(
+        number=view.number + 1,
+        kind="commit",
+        previous=view.tip,
+        writer="test",
+        written_at="",
+        changes=outcome.changes,
+        settings=outcome.settings,
+        idempotency_key=change.key,
+    )
+    return fold(view, [record])
+
+
 def proposed(view: LogView, change: Change) -> TaskChange:
     """The one change that is proposed."""
     outcome = propose(view, change)
-    assert isinstance(outcome, tuple), outcome
-    (task_change,) = outcome
+    assert isinstance(outcome, Proposal), outcome
+    assert outcome.settings == ()
+    (task_change,) = outcome.changes
     return task_change
 
 
@@ -117,6 +141,8 @@ def test_a_rollback_brings_its_labels_back() -> None:
         (log(A), push(B, key="k1"), "conflict", "'k1' already made version 1 of task pets"),
         (log(A), rollback(key="k1"), "conflict", "'k1' already made"),
         (log(A, task="birds"), push(A, key="k1"), "conflict", "of task birds"),
+        (log(A), setting("cars", weight=2), "unknown", "Task 'cars' was never pushed."),
+        (log(A), setting(weight=2, key="k1"), "conflict", "'k1' already made version 1"),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_reason(
@@ -173,3 +199,46 @@ def test_labels_that_only_differ_in_order_are_told_apart() -> None:
     """The order is what scores are named by."""
     assert "the order differs" in new_labels_reason(("a", "b"), ("b", "a"))
     assert "gone: ['a'], new: ['c']" in new_labels_reason(("a", "b"), ("b", "c"))
+
+
+def test_settings_keep_what_is_not_asked_and_touch_no_version() -> None:
+    """The record has all of them, as they are from then on."""
+    view = after(log(A), setting(weight=2, pinned=True, key="first"))
+    outcome = propose(view, setting(weight=3))
+
+    assert isinstance(outcome, Proposal)
+    assert outcome.changes == ()
+    assert [(s.task, s.settings) for s in outcome.settings] == [
+        ("pets", TaskSettings(weight=3, pinned=True))
+    ]
+    assert view.tasks == log(A).tasks
+
+
+@pytest.mark.parametrize(
+    ("change", "is_same"),
+    [
+        (setting(weight=2, key="k"), True),
+        (setting(weight=2.0, key="k"), True),
+        (setting(weight=3, key="k"), False),
+        (setting(pinned=True, key="k"), False),
+        (setting("cars", weight=2, key="k"), False),
+        (push(B, key="k"), False),
+        (rollback(key="k"), False),
+    ],
+    ids=["same", "as a fraction", "value", "setting", "task", "push", "rollback"],
+)
+def test_a_repeated_setting_is_one_change(change: Change, *, is_same: bool) -> None:
+    """Also when other settings were made since; for anything else the key is used up."""
+    view = after(after(log(A), setting(weight=2, key="k")), setting(weight=5, key="l"))
+    outcome = propose(view, change)
+
+    assert isinstance(outcome, Swapped if is_same else Refused)
+    if isinstance(outcome, Refused):
+        assert "'k' already changed the settings of task pets" in outcome.reason
+
+
+def test_the_key_of_a_rollback_sets_nothing() -> None:
+    """It answers for its rollback alone."""
+    view = after(log(A, B), rollback(key="r"))
+
+    assert refused(view, setting(weight=2, key="r")).kind == "conflict"

@@ -13,11 +13,13 @@ from serve.record import (
     HeadLogError,
     LogView,
     Record,
+    SettingsChange,
     TaskChange,
     TrunkChange,
     Verdict,
     fold,
 )
+from serve.task_settings import TaskSettings
 
 TRUNK = TrunkChange(trunk=digest_of(b"trunk"), manifest=digest_of(b"trunk.json"))
 
@@ -128,6 +130,55 @@ def test_an_idempotency_key_finds_the_version_that_it_made() -> None:
     assert empty is None  # record 3 has no key, which is not a key
 
 
+def setting(task: str, **settings: object) -> dict[str, tuple[SettingsChange]]:
+    """The field of a record that sets something for a task."""
+    chosen = TaskSettings.model_validate(settings)
+    return {"settings": (SettingsChange(task=task, settings=chosen),)}
+
+
+def test_the_last_settings_of_a_task_hold_and_make_no_version() -> None:
+    """Also when the task moves on; a task for which nothing was set has none in the log."""
+    view, _ = log_of(change("pets", 1), change("cars", 1))
+    view = fold(view, [record(view, message="busy", **setting("pets", weight=2))])
+    view = fold(view, [record(view, **setting("pets", weight=3, pinned=True))])
+    view = fold(view, [record(view, change("pets", 2))])
+
+    assert view.settings == {"pets": TaskSettings(weight=3, pinned=True)}
+    assert [(v.number, v.message) for v in view.set_tasks["pets"]] == [(3, "busy"), (4, "")]
+    assert [v.number for v in view.tasks["pets"]] == [1, 5]
+    assert view.live_number == 5
+
+
+def test_an_aborted_change_of_settings_changes_nothing() -> None:
+    """As with every abort."""
+    view = fold(LogView(), [record(LogView(), kind="abort", **setting("pets", weight=2))])
+
+    assert view.settings == {}
+
+
+def test_a_key_finds_the_settings_that_it_made() -> None:
+    """As it finds versions."""
+    view, _ = log_of(change("pets", 1))
+    view = fold(view, [record(view, idempotency_key="k", **setting("pets", weight=2))])
+    made = view.made_by("k")
+
+    assert made is not None
+    assert (made.number, made.change) == (2, setting("pets", weight=2)["settings"][0])
+
+
+def test_a_record_from_before_there_were_settings_is_as_it_was() -> None:
+    """To the byte, so that the record after it still names its digest."""
+    old = (
+        b'{"schema_version":1,"number":1,"kind":"commit","previous":"' + ORIGIN.encode() + b'",'
+        b'"writer":"w","written_at":"now","changes":[{"task":"pets","version":1,"action":"push",'
+        b'"bundle":"' + ORIGIN.encode() + b'","labels":["no","yes"]}],"idempotency_key":"k"}'
+    )
+    read = Record.model_validate_json(old)
+
+    assert read.to_bytes() == old
+    assert fold(LogView(), [read]).settings == {}
+
+
 def test_folding_does_not_change_the_view_before() -> None:
     """A batch reads its snapshot while the log goes on."""
     before, _ = log_of(change("pets", 1))
@@ -190,10 +241,12 @@ def test_a_record_is_the_same_after_a_round_trip_through_bytes() -> None:
         message='größer ⚙ "\n',
         idempotency_key="k",
         verdicts=(Verdict(gate="parity", passed=False, reason=""),),
+        **setting("pets", weight=0.1, pinned=True, deadline_s=1 / 3),
     )
+    plain = record(LogView(), **setting("pets"))  # back to the defaults
     bare = record(LogView(), kind="abort")
 
-    for written in (full, bare):
+    for written in (full, plain, bare):
         read = Record.model_validate_json(written.to_bytes())
         assert read == written
         assert read.to_bytes() == written.to_bytes()
@@ -219,6 +272,7 @@ def test_a_field_that_is_not_of_this_format_is_refused() -> None:
         ("changes.0.task", "../pets"),
         ("changes.0.version", 0),
         ("changes.0.labels", None),
+        ("settings", [{"task": "pets", "settings": {"weight": -1}}]),
     ],
 )
 def test_a_value_out_of_range_is_refused(field: str, value: object) -> None:
