@@ -1,4 +1,4 @@
-"""Rows in, scores out: the trunk and the heads as ONNX Runtime sessions.
+"""Rows in, scores out: the trunk's session, and each row's head after it.
 
 The engine knows nothing of HTTP, Ray, or where bundles come from. A row is one (picture, task)
 pair; the trunk runs once a picture, however many tasks ask about it.
@@ -8,66 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
-from export.bundle import HEAD, Bundle, Digest, Precision, TrunkManifest
+from export.bundle import Digest, Precision, TrunkManifest
+from serve.heads import Head, HeadOutputError, logits_of, score
+from serve.onnx_session import open_session
 from serve.task_settings import DEFAULTS, TaskSettings
-
-onnxruntime.set_default_logger_severity(3)  # warnings of ONNX Runtime are for those who export
-
-
-class HeadOutputError(Exception):
-    """A head failed or gave scores that are not numbers; other heads of the batch go on."""
-
-
-@dataclass(frozen=True)
-class Head:
-    """A loaded head: features float32 [rows, num_features] -> logits float32 [rows, labels]."""
-
-    session: onnxruntime.InferenceSession
-    labels: tuple[str, ...]
-    link: Literal["softmax", "sigmoid", "none"]
-    temperature: float
-
-    @classmethod
-    def of_bundle(cls, bundle: Bundle) -> Head:
-        """Load the head of a bundle that has passed the gates."""
-        manifest = bundle.manifest
-        session = open_session(bundle.files[HEAD])
-        return cls(session, manifest.labels, manifest.link, manifest.temperature)
-
-    def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Float32 [rows, labels]."""
-        return np.asarray(self.session.run(["logits"], {"features": features})[0])
-
-    # What overflows is looked for below, and a softmax of huge logits may.
-    @np.errstate(all="ignore")
-    def scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Link of logits / temperature, float32 [rows, labels].
-
-        Raises:
-            HeadOutputError: the head fails, or a score is not a finite number.
-        """
-        try:
-            logits = self.logits(features) / np.float32(self.temperature)
-        # ONNX Runtime has no common error class below Exception.
-        except Exception as error:
-            raise HeadOutputError(f"The head cannot be run: {error}") from error
-        if logits.shape != (len(features), len(self.labels)):
-            raise HeadOutputError(f"The head gave logits of shape {logits.shape}.")
-        if not np.isfinite(logits).all():
-            raise HeadOutputError("The head gave logits that are not finite numbers.")
-        if self.link == "softmax":
-            exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-            return exponentials / exponentials.sum(axis=1, keepdims=True)
-        if self.link == "sigmoid":
-            # tanh does not overflow where exp(-logit) would.
-            return (0.5 * (1 + np.tanh(0.5 * logits))).astype(np.float32)
-        return logits
 
 
 @dataclass(frozen=True)
@@ -145,34 +94,6 @@ class Engine:
         Returns:
             For each row its scores, float32 [labels], or why its head has none.
         """
-        features = self.features(pictures)
-        answers: list[NDArray[np.float32] | HeadOutputError] = [_UNANSWERED] * len(rows)
-        for places in _by_head(rows):
-            head = rows[places[0]].head.head
-            try:
-                scores = head.scores(features[[rows[place].image_of for place in places]])
-            except HeadOutputError as error:
-                scores = [error] * len(places)
-            for place, score in zip(places, scores, strict=True):
-                answers[place] = score
-        return answers
-
-
-_UNANSWERED = HeadOutputError("The row was not answered.")
-
-
-def open_session(graph: bytes) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session with one thread that does not spin: replicas are the parallelism."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
-
-def _by_head(rows: Sequence[Row]) -> list[list[int]]:
-    """Places of the rows that share a head, so that each head runs once."""
-    groups: dict[int, list[int]] = {}
-    for place, row in enumerate(rows):
-        groups.setdefault(id(row.head), []).append(place)
-    return list(groups.values())
+        features = self.features(pictures)[[row.image_of for row in rows]]
+        heads = [row.head.head for row in rows]
+        return score(logits_of(features, heads), heads)

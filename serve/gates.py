@@ -18,7 +18,8 @@ from safetensors.numpy import load
 
 from export.bundle import GOLDEN, HEAD, Bundle
 from serve.costs import CostError, check_costs
-from serve.engine import Engine, Head, HeadOutputError
+from serve.engine import Engine
+from serve.heads import Head, HeadOutputError, score
 from serve.record import Verdict
 
 MAX_NODES = 64
@@ -156,16 +157,14 @@ def _difference(head: Head, features: NDArray[np.float32], expected: NDArray[np.
     shape = (len(features), expected.shape[1])
     try:
         logits = head.logits(features)
-        if logits.shape != shape:
-            raise GateError(f"{HEAD} gives logits {logits.shape}; expected {shape}.")
-        head.scores(features[: len(expected)])
-    except HeadOutputError as error:
-        raise GateError(f"{HEAD} gives no scores: {error}") from error
-    except GateError:
-        raise
     # ONNX Runtime has no common error class below Exception.
     except Exception as error:
         raise GateError(f"{HEAD} cannot be run with {len(features)} rows: {error}") from error
+    if logits.shape != shape:
+        raise GateError(f"{HEAD} gives logits {logits.shape}; expected {shape}.")
+    for scores in score(list(logits), [head] * len(logits))[: len(expected)]:
+        if isinstance(scores, HeadOutputError):
+            raise GateError(f"{HEAD} gives no scores: {scores}")
     return float(np.abs(logits[: len(expected)] - expected).max())
 
 

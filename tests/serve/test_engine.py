@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from export.bundle import Bundle
-from serve.engine import Engine, Head, HeadOutputError, LiveHead, Row, Snapshot, open_session
+from serve.engine import Engine, LiveHead, Row, Snapshot
+from serve.heads import Head, HeadOutputError
+from serve.onnx_session import open_session
 from serve.task_settings import TaskSettings
-from tests.serve.graphs import LABELS, constant_head, first_row_head, two_row_head
+from tests.serve.graphs import LABELS, first_row_head, two_row_head
 from tests.serve.oracle import TOLERANCE, expected_scores, some_picture
 
 BundleMaker = Callable[..., Bundle]
-Link = Literal["softmax", "sigmoid", "none"]
 PICTURES = np.stack([some_picture(seed) for seed in range(5)])
-NO_FEATURES = np.zeros((1, 3), np.float32)
 
 
 def live(bundle: Bundle) -> LiveHead:
@@ -35,12 +34,6 @@ def broken(graph: bytes) -> LiveHead:
 def numbers(scores: Sequence[NDArray[np.float32] | HeadOutputError]) -> NDArray[np.float32]:
     """Scores of rows that all have some, float32 [rows, labels]."""
     return np.stack([score for score in scores if not isinstance(score, HeadOutputError)])
-
-
-def scores_of(logits: list[float], link: Link, temperature: float = 1.0) -> NDArray[np.float32]:
-    """The scores of a head that gives these logits, float32 [labels]."""
-    head = Head(open_session(constant_head(logits)), LABELS, link, temperature)
-    return head.scores(NO_FEATURES)[0]
 
 
 def test_features_are_the_trunks(engine: Engine) -> None:
@@ -80,50 +73,6 @@ def test_a_row_is_answered_alike_alone_and_among_others(
     alone = [engine.run(PICTURES[[place]], [Row(0, head)])[0] for place in range(5)]
 
     np.testing.assert_allclose(numbers(together), numbers(alone), atol=TOLERANCE)
-
-
-def test_softmax_is_taken_of_logits_over_temperature() -> None:
-    """Against the formula, for a temperature that is not 1."""
-    expected = np.exp(np.array([1.0, 2.0, 4.0]) / 2.5)
-
-    np.testing.assert_allclose(
-        scores_of([1, 2, 4], "softmax", 2.5), expected / expected.sum(), atol=TOLERANCE
-    )
-
-
-def test_sigmoid_is_taken_of_each_logit() -> None:
-    """Against the formula; the labels do not share one unit of probability."""
-    expected = 1 / (1 + np.exp(-np.array([-3.0, 0.0, 3.0]) / 2))
-
-    np.testing.assert_allclose(scores_of([-3, 0, 3], "sigmoid", 2.0), expected, atol=TOLERANCE)
-
-
-def test_without_a_link_the_scores_are_the_logits() -> None:
-    """Divided by the temperature like all others."""
-    np.testing.assert_allclose(scores_of([-3, 0, 3], "none", 2.0), [-1.5, 0, 1.5], atol=TOLERANCE)
-
-
-@pytest.mark.parametrize("link", ["softmax", "sigmoid"])
-def test_extreme_logits_give_probabilities(link: Link) -> None:
-    """No overflow on the way: the largest wins by all, the smallest loses by all."""
-    scores = scores_of([-3e38, 0, 3e38], link)
-
-    assert np.isfinite(scores).all()
-    assert (scores[0], scores[2]) == (0, 1)
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("link", ["softmax", "sigmoid", "none"])
-def test_logits_that_are_no_numbers_never_leave(bad: float, link: Link) -> None:
-    """Not even where a link would make a number of them."""
-    with pytest.raises(HeadOutputError, match="not finite"):
-        scores_of([0, bad, 1], link)
-
-
-def test_a_temperature_too_small_for_float32_gives_no_scores() -> None:
-    """The quotient overflows; that is an error of the head and no warning on a console."""
-    with pytest.raises(HeadOutputError, match="not finite"):
-        scores_of([0, 1, 2], "softmax", 1e-300)
 
 
 @pytest.mark.parametrize("graph", [two_row_head(), first_row_head()], ids=["fails", "wrong shape"])

@@ -1,0 +1,134 @@
+"""Heads: features to logits and logits to scores, for rows of any tasks side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from export.bundle import HEAD, Bundle
+from serve.onnx_session import open_session
+
+Link = Literal["softmax", "sigmoid", "none"]
+
+
+class HeadOutputError(Exception):
+    """A head failed or gave scores that are not numbers; other heads of the batch go on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A loaded head: features float32 [rows, num_features] -> logits float32 [rows, labels].
+
+    Args:
+        temperature: Logits are divided by it before the link.
+    """
+
+    session: onnxruntime.InferenceSession
+    labels: tuple[str, ...]
+    link: Link
+    temperature: float
+
+    @classmethod
+    def of_bundle(cls, bundle: Bundle) -> Head:
+        """Load the head of a bundle that has passed the gates."""
+        manifest = bundle.manifest
+        session = open_session(bundle.files[HEAD])
+        return cls(session, manifest.labels, manifest.link, manifest.temperature)
+
+    def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Float32 [rows, labels]; what ONNX Runtime raises is not caught here."""
+        return np.asarray(self.session.run(["logits"], {"features": features})[0])
+
+
+def logits_of(
+    features: NDArray[np.float32], heads: Sequence[Head]
+) -> list[NDArray[np.float32] | HeadOutputError]:
+    """Run every row's own head; rows of one head share a run.
+
+    Args:
+        features: Float32 [rows, num_features].
+        heads: One for each row.
+
+    Returns:
+        For each row its logits, float32 [labels], or why its head has none.
+    """
+    logits: list[NDArray[np.float32] | HeadOutputError] = [_UNANSWERED] * len(heads)
+    for places in _groups(map(id, heads)):
+        answers = _run(heads[places[0]], features[places])
+        for place, answer in zip(places, answers, strict=True):
+            logits[place] = answer
+    return logits
+
+
+_UNANSWERED = HeadOutputError("The row was not answered.")
+
+
+def _run(head: Head, features: NDArray[np.float32]) -> NDArray[np.float32] | list[HeadOutputError]:
+    try:
+        logits = head.logits(features)
+    # ONNX Runtime has no common error class below Exception.
+    except Exception as error:  # noqa: BLE001
+        return [HeadOutputError(f"The head cannot be run: {error}")] * len(features)
+    if logits.shape != (len(features), len(head.labels)):
+        return [HeadOutputError(f"The head gave logits of shape {logits.shape}.")] * len(features)
+    return logits
+
+
+def score(
+    logits: Sequence[NDArray[np.float32] | HeadOutputError], heads: Sequence[Head]
+) -> list[NDArray[np.float32] | HeadOutputError]:
+    """Link of logits / temperature, for rows whose heads differ in all of that.
+
+    Args:
+        logits: For each row float32 [labels] of its head, wherever they come from, or an error.
+        heads: One for each row.
+
+    Returns:
+        For each row its scores, float32 [labels], or why it has none: the error that it had, or
+        that a logit is not a finite number. No row depends on another.
+    """
+    scores = list(logits)
+    for places in _groups(head.link for head in heads):
+        good = [place for place in places if not isinstance(logits[place], HeadOutputError)]
+        if good:
+            rows = [row for row in (logits[place] for place in good) if isinstance(row, np.ndarray)]
+            answers = _link(rows, [heads[place] for place in good])
+            for place, answer in zip(good, answers, strict=True):
+                scores[place] = answer
+    return scores
+
+
+# What overflows is looked for below, and a softmax of huge logits may.
+@np.errstate(all="ignore")
+def _link(
+    rows: Sequence[NDArray[np.float32]], heads: Sequence[Head]
+) -> list[NDArray[np.float32] | HeadOutputError]:
+    """Scores of rows of one link: the rows end to end, in a handful of calls for all of them."""
+    counts = np.array([len(row) for row in rows])
+    starts = np.cumsum(counts) - counts
+    temperatures = np.array([head.temperature for head in heads], np.float32)
+    logits = np.concatenate(rows) / np.repeat(temperatures, counts)
+    is_finite = np.logical_and.reduceat(np.isfinite(logits), starts)
+    if heads[0].link == "softmax":
+        exponentials = np.exp(logits - np.repeat(np.maximum.reduceat(logits, starts), counts))
+        logits = exponentials / np.repeat(np.add.reduceat(exponentials, starts), counts)
+    elif heads[0].link == "sigmoid":
+        # tanh does not overflow where exp(-logit) would.
+        logits = np.float32(0.5) * (1 + np.tanh(np.float32(0.5) * logits))
+    return [
+        scores if good else HeadOutputError("The head gave logits that are not finite numbers.")
+        for scores, good in zip(np.split(logits, starts[1:]), is_finite, strict=True)
+    ]
+
+
+def _groups(keys: Iterable[object]) -> list[list[int]]:
+    """Places of equal keys."""
+    groups: dict[object, list[int]] = {}
+    for place, key in enumerate(keys):
+        groups.setdefault(key, []).append(place)
+    return list(groups.values())
