@@ -1,91 +1,46 @@
 """Requests wait here until a worker is free; batches form by themselves, without a timer.
 
 Binding is late: a worker that becomes free takes what waits at that moment, so an idle service adds
-no delay and a busy one batches. Each batch takes one snapshot of what is live under the same lock
-under which swaps hold, drain and flip, so no answer can mix versions.
+no delay and a busy one batches. A job starts with one snapshot of what is live, under the same lock
+under which swaps hold, drain and flip, and keeps it over all its batches, so no answer can mix
+versions. In which order jobs run is `schedule.py`'s affair, how they are cut and run `work.py`'s.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
-from difflib import get_close_matches
+from concurrent.futures import Future
 
-import numpy as np
-from numpy.typing import NDArray
-
-from serve.engine import Engine, HeadOutputError, LiveHead, Row, Snapshot
+from serve.engine import Engine, Snapshot
+from serve.jobs import (
+    Answer,
+    FeaturesOnlyError,
+    Job,
+    OverloadedError,
+    StoppingError,
+    UndecidedError,
+    UnknownTaskError,
+)
 from serve.metrics import Metrics
+from serve.residency import AllResident, Residency
+from serve.schedule import Schedule
+from serve.work import Unit, Work, run_units
 
 logger = logging.getLogger(__name__)
 
 CLOSE_S = 10.0
 
 
-class UnknownTaskError(Exception):
-    """A request asks for a task that is not live."""
-
-    def __init__(self, task: str, known: Iterable[str]) -> None:
-        closest = get_close_matches(task, list(known), n=3)
-        hint = f" The closest names are: {', '.join(closest)}." if closest else ""
-        super().__init__(f"There is no task {task!r}.{hint} GET /tasks lists what is live.")
-
-
-class OverloadedError(Exception):
-    """The queue is full; the request was refused at once."""
-
-
-class UndecidedError(Exception):
-    """A swap of this task is undecided and neither conductor nor store can be reached."""
-
-
-class StoppingError(Exception):
-    """This replica is about to go; another one answers."""
-
-    def __init__(self) -> None:
-        super().__init__("This replica is stopping; try again, and another one answers.")
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What one version of a task says of one picture; `scores` is float32 [labels]."""
-
-    live: LiveHead
-    scores: NDArray[np.float32]
-
-
-@dataclass(slots=True)
-class Job:
-    """One request: every picture is asked of every task.
-
-    Args:
-        pictures: Uint8 [height, width, 3] each, as the trunk takes them.
-        tasks: Names, or None for all that are live.
-        done: Answers as [picture][task], in the order asked.
-    """
-
-    pictures: Sequence[NDArray[np.uint8]]
-    tasks: tuple[str, ...] | None
-    done: Future[list[list[Answer]]] = field(default_factory=Future)
-    queued_at: float = field(default_factory=time.monotonic)
-
-    def touches(self, tasks: frozenset[str]) -> bool:
-        """Whether the request asks any of these tasks."""
-        return bool(tasks) and (self.tasks is None or not tasks.isdisjoint(self.tasks))
-
-
 class Batcher:
     """The queue, its worker, and the pointers to what is live.
 
     Args:
-        max_pictures: Largest batch that a worker takes.
+        max_pictures: What fits into a batch, in pictures through the trunk.
         max_queued: Requests that may wait; one more is refused.
+        picture_s: Time that one picture takes in a batch of that size.
+        residency: Keeps what heads need in memory.
     """
 
     def __init__(
@@ -96,16 +51,23 @@ class Batcher:
         *,
         max_pictures: int,
         max_queued: int,
+        picture_s: float = 0.0,
+        residency: Residency | None = None,
     ) -> None:
         self._engine, self._snapshot, self._metrics = engine, snapshot, metrics
-        self._max_pictures, self._max_queued = max_pictures, max_queued
+        self._batch_cost, self._max_queued = float(max_pictures), max_queued
+        self._residency = residency or AllResident()
+        self._schedule = Schedule(self._weight_of, picture_s=picture_s)
         self._changed = threading.Condition()
-        self._waiting: deque[Job] = deque()
-        self._running: list[Job] = []
+        # Every job is in one of the two from its arrival to its end; dicts, as sets with an order.
+        self._waiting: dict[Job, None] = {}
+        self._started: dict[Job, Work] = {}
+        self._absent: set[Job] = set()  # those that wait for what is not in memory
         self._held: frozenset[str] = frozenset()
         self._is_undecided = False
         self._is_open = False  # until the conductor has admitted this replica, nothing starts
         self._is_closed = False
+        self._must_start_anew = False
         self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
         self._worker.start()
 
@@ -132,38 +94,48 @@ class Batcher:
             if self._is_closed:
                 raise StoppingError
             self._refuse_unknown(job)
-            if self._is_undecided and job.touches(self._held):
+            is_held = job.touches(self._held)
+            if self._is_undecided and is_held:
                 raise UndecidedError("A swap of this task is undecided; try again shortly.")
-            if len(self._waiting) >= self._max_queued:
-                raise OverloadedError(
-                    f"{len(self._waiting)} requests wait already; try again shortly."
-                )
-            self._waiting.append(job)
+            self._refuse_too_many()
+            self._waiting[job] = None
+            if not is_held:
+                self._schedule.add(job)
             self._changed.notify_all()
         return job.done
 
     def set_open(self, *, is_open: bool) -> None:
-        """Start answering, once this replica has been admitted; or let everything wait."""
+        """Start answering, once this replica has been admitted; or let everything wait.
+
+        What is live may change before it is opened again, without a drain: jobs that are not
+        finished then start anew.
+        """
         with self._changed:
             self._is_open = is_open
+            self._must_start_anew |= not is_open
             self._changed.notify_all()
 
     def hold(self, tasks: frozenset[str]) -> None:
-        """Start no more rows of these tasks; other tasks go on, and what arrives waits."""
+        """Start no more jobs of these tasks; those that have started end before anything else.
+
+        Other tasks go on, and what arrives waits.
+        """
         with self._changed:
             self._held = tasks
+            self._queue_all()
 
     def wait_drained(self, timeout_s: float) -> bool:
         """Wait until no row of a held task is in flight; False if that takes too long."""
         with self._changed:
             return self._changed.wait_for(
-                lambda: not any(job.touches(self._held) for job in self._running), timeout_s
+                lambda: not any(job.touches(self._held) for job in self._started), timeout_s
             )
 
     def flip(self, snapshot: Snapshot) -> None:
         """Move the pointers and end the hold, in one step."""
         with self._changed:
             self._snapshot = snapshot
+            self._absent.clear()  # the new heads may be in memory
             self._end_hold()
 
     def release(self) -> None:
@@ -171,14 +143,24 @@ class Batcher:
         with self._changed:
             self._end_hold()
 
+    def wake(self) -> None:
+        """What heads need was brought into memory: try the jobs again that waited for it.
+
+        The caller holds no lock that `Residency.pin` waits for.
+        """
+        with self._changed:
+            self._absent.clear()
+            self._queue_all()
+
     def refuse_held(self) -> None:
         """The hold has run out and nobody can say how it ended: refuse its rows until it does."""
         with self._changed:
             self._is_undecided = True
             refused = [job for job in self._waiting if job.touches(self._held)]
-            self._waiting = deque(job for job in self._waiting if not job.touches(self._held))
+            for job in refused:
+                self._forget(job)
         for job in refused:
-            _fail(job, UndecidedError("A swap of this task is undecided; try again shortly."))
+            job.fail(UndecidedError("A swap of this task is undecided; try again shortly."))
 
     def close(self) -> None:
         """Finish what may start, then stop the worker; what is held or not admitted is refused."""
@@ -187,12 +169,24 @@ class Batcher:
             self._changed.notify_all()
         self._worker.join(timeout=CLOSE_S)
         with self._changed:
-            refused, self._waiting = self._waiting, deque()
+            refused = [*self._waiting, *self._started]
+            self._waiting.clear()
         for job in refused:
-            _fail(job, StoppingError())
+            job.fail(StoppingError())
 
     def _end_hold(self) -> None:
         self._held, self._is_undecided = frozenset(), False
+        self._queue_all()
+
+    def _queue_all(self) -> None:
+        """Queue anew whatever may run, because what may has changed."""
+        self._schedule.clear()
+        for job, work in self._started.items():
+            if work.units:
+                self._schedule.add(job, is_first=job.touches(self._held))
+        for job in self._waiting:
+            if job not in self._absent and not job.touches(self._held):
+                self._schedule.add(job)
         self._changed.notify_all()
 
     def _refuse_unknown(self, job: Job) -> None:
@@ -202,104 +196,127 @@ class Batcher:
             if task not in heads and task not in self._held:
                 raise UnknownTaskError(task, heads)
 
+    def _refuse_too_many(self) -> None:
+        if len(self._waiting) < self._max_queued:
+            return
+        gone = [job for job in self._waiting if job.done.done()]
+        if not gone:
+            raise OverloadedError(f"{len(self._waiting)} requests wait already; try again shortly.")
+        for job in gone:
+            self._forget(job)
+        self._queue_all()
+
+    def _forget(self, job: Job) -> None:
+        # It may still be in the schedule, and is passed over there.
+        del self._waiting[job]
+        self._absent.discard(job)
+
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._is_closed or self._startable())
-                jobs = self._take()
-                snapshot = self._snapshot
-                if not jobs and self._is_closed:
-                    return
-                self._running = jobs
+        while batch := self._next_batch():
+            started_at = time.monotonic()
             try:
-                self._answer(jobs, snapshot)
+                num_pictures = run_units(self._engine, batch)
             # Whatever goes wrong in one batch is its requests' answer, and the worker goes on.
             except Exception as error:
                 logger.exception("a batch failed")
-                for job in jobs:
-                    _fail(job, error)
-            finally:
-                with self._changed:
-                    self._running = []
-                    self._changed.notify_all()
-
-    def _startable(self) -> bool:
-        return self._is_open and any(not job.touches(self._held) for job in self._waiting)
-
-    def _take(self) -> list[Job]:
-        """Take the requests that may start, oldest first, up to the size of a batch."""
-        taken: list[Job] = []
-        left: deque[Job] = deque()
-        num_pictures = 0
-        while self._is_open and self._waiting and (not taken or num_pictures < self._max_pictures):
-            job = self._waiting.popleft()
-            if job.touches(self._held):
-                left.append(job)
-            elif job.done.set_running_or_notify_cancel():  # else the caller has gone
-                taken.append(job)
-                num_pictures += len(job.pictures)
-        self._waiting.extendleft(reversed(left))
-        return taken
-
-    def _answer(self, jobs: list[Job], snapshot: Snapshot) -> None:
-        started_at = time.monotonic()
-        batch = _Batch(snapshot.heads)
-        for job in jobs:
-            self._metrics.queue_seconds.observe(started_at - job.queued_at)
-            batch.add(job)
-        if not batch.rows:  # all tasks were asked for, and there are none
-            batch.give([])
-            return
-        batch.give(self._engine.run(np.stack(batch.pictures), batch.rows))
-        self._metrics.batch_pictures.observe(len(batch.pictures))
-        self._metrics.run_seconds.observe(time.monotonic() - started_at)
-
-
-class _Batch:
-    """The rows of several requests, side by side for one run."""
-
-    def __init__(self, heads: Mapping[str, LiveHead]) -> None:
-        self._heads = heads
-        self._jobs: list[tuple[Job, list[LiveHead]]] = []
-        self.pictures: list[NDArray[np.uint8]] = []
-        self.rows: list[Row] = []
-
-    def add(self, job: Job) -> None:
-        tasks = tuple(self._heads) if job.tasks is None else job.tasks
-        if unknown := [task for task in tasks if task not in self._heads]:
-            _fail(job, UnknownTaskError(unknown[0], self._heads))
-            return
-        live = [self._heads[task] for task in tasks]
-        first = len(self.pictures)
-        self.pictures.extend(job.pictures)
-        self.rows.extend(
-            Row(first + offset, head) for offset in range(len(job.pictures)) for head in live
-        )
-        self._jobs.append((job, live))
-
-    def give(self, scores: Sequence[NDArray[np.float32] | HeadOutputError]) -> None:
-        """Hand each request its answers, or the first error among its rows."""
-        place = iter(scores)
-        for job, live in self._jobs:
-            mine = [[next(place) for _ in live] for _ in job.pictures]
-            try:
-                answers = [
-                    [_answer(head, score) for head, score in zip(live, row, strict=True)]
-                    for row in mine
-                ]
-            except HeadOutputError as error:
-                _fail(job, error)
+                for work, _ in batch:
+                    work.fail(error)
             else:
-                job.done.set_result(answers)
+                self._metrics.batch_pictures.observe(num_pictures)
+                self._metrics.run_seconds.observe(time.monotonic() - started_at)
 
+    def _next_batch(self) -> list[tuple[Work, Unit]]:
+        """Wait for something to run; nothing if the batcher is closed. No batch runs meanwhile."""
+        with self._changed:
+            while True:
+                self._end_jobs()
+                if self._is_open and (batch := self._choose()):
+                    return batch
+                if self._is_closed:
+                    return []
+                self._changed.wait(self._time_to_deadline_s())
 
-def _answer(live: LiveHead, scores: NDArray[np.float32] | HeadOutputError) -> Answer:
-    if isinstance(scores, HeadOutputError):
-        raise scores
-    return Answer(live, scores)
+    def _end_jobs(self) -> None:
+        """Let go of the jobs that are over, those that are late among them."""
+        now_s = time.monotonic()
+        late = [job for job in (*self._waiting, *self._started) if job.deadline_s <= now_s]
+        for job in late:
+            job.fail_late()
+            if job in self._waiting:
+                self._forget(job)
+        for job in [job for job in self._started if job.done.done()]:
+            self._end(job)
+        if self._must_start_anew:
+            self._must_start_anew = False
+            for job in list(self._started):
+                self._end(job)
+                job.cost_taken = 0.0
+                self._waiting[job] = None
+            self._queue_all()
 
+    def _end(self, job: Job) -> None:
+        self._residency.unpin(self._started.pop(job).heads)
+        self._changed.notify_all()
 
-def _fail(job: Job, error: Exception) -> None:
-    # The caller may go away at this very moment, or have its answer already.
-    with contextlib.suppress(InvalidStateError):
-        job.done.set_exception(error)
+    def _choose(self) -> list[tuple[Work, Unit]]:
+        """Take units up to the cost of a batch, starting jobs on the way."""
+        batch: list[tuple[Work, Unit]] = []
+        cost = 0.0
+        self._schedule.begin(self._batch_cost)
+        while cost < self._batch_cost and (job := self._schedule.peek()) is not None:
+            work = self._started.get(job) or self._prepare(job)
+            if work is None:
+                self._schedule.drop()
+                continue
+            unit = work.units[0]
+            if batch and cost + unit.cost > self._batch_cost:
+                break
+            if job not in self._started and not self._start(work):
+                self._schedule.drop()
+                continue
+            work.units.popleft()
+            self._schedule.take(unit.cost, has_more=bool(work.units))
+            batch.append((work, unit))
+            cost += unit.cost
+        return batch
+
+    def _prepare(self, job: Job) -> Work | None:
+        """A waiting job as units of what is live now; None if there is nothing to run."""
+        if job not in self._waiting:
+            return None
+        if job.done.done():  # its caller has gone
+            self._forget(job)
+            return None
+        heads = self._snapshot.heads
+        try:
+            live = [heads[task] for task in (heads if job.tasks is None else job.tasks)]
+            work = Work(job, live, batch_cost=self._batch_cost)
+        except KeyError as error:  # it waited for a first head that did not come
+            job.fail(UnknownTaskError(error.args[0], heads))
+        except FeaturesOnlyError as error:
+            job.fail(error)
+        else:
+            if work.units:
+                return work
+        self._forget(job)
+        return None
+
+    def _start(self, work: Work) -> bool:
+        """Whether all is in memory; if so, the job is in flight from now on."""
+        if not self._residency.pin(work.heads):
+            self._absent.add(work.job)
+            return False
+        self._forget(work.job)
+        self._started[work.job] = work
+        self._metrics.queue_seconds.observe(time.monotonic() - work.job.queued_at)
+        return True
+
+    def _weight_of(self, task: str) -> float:
+        return self._snapshot.settings_of(task).weight
+
+    def _time_to_deadline_s(self) -> float | None:
+        """Until the first of the jobs that may not run now is late; None if there are none."""
+        if not self._waiting and not self._started:
+            return None
+        first_s = min(job.deadline_s for job in (*self._waiting, *self._started))
+        return min(max(0.0, first_s - time.monotonic()), threading.TIMEOUT_MAX)

@@ -21,12 +21,20 @@ from serve.task_settings import DEFAULTS, TaskSettings
 
 @dataclass(frozen=True)
 class LiveHead:
-    """A head as a version of a task."""
+    """A head as a version of a task.
+
+    Args:
+        row_cost: What one row of it costs beside its picture, where a picture through the trunk
+            costs 1.
+        needs_picture: Whether features are not enough for it.
+    """
 
     task: str
     version: int
     bundle: Digest
     head: Head
+    row_cost: float = 0.0
+    needs_picture: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,12 @@ class Engine:
         Returns:
             For each row its scores, float32 [labels], or why its head has none.
         """
-        features = self.features(pictures)[[row.image_of for row in rows]]
+        return self.run_features(self.features(pictures), rows)
+
+    def run_features(
+        self, features: NDArray[np.float32], rows: Sequence[Row]
+    ) -> list[NDArray[np.float32] | HeadOutputError]:
+        """Answer a batch of rows from features, float32 [batch, num_features]; see `run`."""
+        gathered = features[[row.image_of for row in rows]]
         heads = [row.head.head for row in rows]
-        return score(logits_of(features, heads), heads)
+        return score(logits_of(gathered, heads), heads)

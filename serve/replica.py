@@ -32,6 +32,7 @@ from serve.metrics import Metrics
 from serve.precision import choose_precision
 from serve.record import LogView, TaskChange, TrunkChange
 from serve.settings import ServeSettings
+from serve.sizing import largest_batch
 from serve.watcher import StageError, Watcher
 
 logger = logging.getLogger(__name__)
@@ -62,12 +63,14 @@ class Replica:
         if view.trunk is None:
             raise NoTrunkError(f"The store {log.url} has no trunk; start with --trunk FOLDER.")
         self.engine = load_engine(log, view.trunk, precision=settings.precision)
+        batch_size, picture_s = self._batch_size()
         self.batcher = Batcher(
             self.engine,
             Snapshot(view.live_number, {h.task: h for h in self._load_all(view)}, view.settings),
             self.metrics,
-            max_pictures=self._batch_size(),
+            max_pictures=batch_size,
             max_queued=settings.max_queued,
+            picture_s=picture_s,
         )
         self.decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._history = view
@@ -144,22 +147,30 @@ class Replica:
         self.batcher.close()
         self.decoders.shutdown(wait=False)
 
-    def _batch_size(self) -> int:
-        """Pictures that the trunk runs in the target time on this machine, at least one.
+    def _batch_size(self) -> tuple[int, float]:
+        """Pictures in a batch, and seconds for each, as measured on this device now."""
+        target_s = self.settings.batch_target_s
+        size, picture_s = largest_batch(
+            self._seconds_of, target_s=target_s, most=self.settings.max_batch_pictures
+        )
+        logger.info(
+            "batches of up to %d pictures at %.2f ms each, for a target of %.0f ms",
+            size,
+            1000 * picture_s,
+            1000 * target_s,
+        )
+        return size, picture_s
 
-        A larger batch would win little on a CPU, where one picture already keeps a thread busy,
-        and it would make requests and swaps wait for its end.
-        """
+    def _seconds_of(self, num_pictures: int) -> float:
         size_px = self.engine.manifest.preprocessing.size_px
-        picture = np.zeros((1, size_px, size_px, 3), np.uint8)
-        self.engine.features(picture)  # the first run allocates
+        pictures = np.zeros((num_pictures, size_px, size_px, 3), np.uint8)
+        self.engine.features(pictures)  # the first run of a size allocates
         seconds = []
         for _ in range(BATCH_TRIALS):
             began_s = time.perf_counter()
-            self.engine.features(picture)
+            self.engine.features(pictures)
             seconds.append(time.perf_counter() - began_s)
-        size = int(self.settings.batch_target_s / statistics.median(seconds))
-        return min(max(1, size), self.settings.max_batch_pictures)
+        return statistics.median(seconds)
 
     def _load_all(self, view: LogView) -> list[LiveHead]:
         with ThreadPoolExecutor(LOAD_THREADS) as pool:

@@ -15,6 +15,8 @@ from export.bundle import Precision
 PREFIX = "HEADSTOCK_"
 CLIENT_VARIABLES = ("HEADSTOCK_SERVER", "HEADSTOCK_TOKEN", "HEADSTOCK_SHARED")
 
+REQUEST_TIMEOUT_S = 30.0
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -49,14 +51,18 @@ class ServeSettings(BaseSettings):
         "auto", description="Variant of the trunk: fp32, int8, fp16, or what its export picked."
     )
     batch_target_s: PositiveFloat = Field(
-        0.01, description="A batch takes as many pictures as the trunk runs in this time."
+        0.01,
+        description="A batch takes as many pictures as the trunk runs in this time.",
     )
     max_batch_pictures: PositiveInt = Field(
         32, description="Most pictures in a batch, however fast the trunk is."
     )
     max_queued: PositiveInt = Field(512, description="Most requests waiting in one replica.")
     decode_threads: PositiveInt = Field(2, description="Threads that decode pictures.")
-    request_timeout_s: PositiveFloat = Field(30.0, description="Longest time for one answer.")
+    request_timeout_s: PositiveFloat = Field(
+        REQUEST_TIMEOUT_S,
+        description="Longest time for one answer; x-headstock-timeout-ms asks for less.",
+    )
     swap_hold_s: PositiveFloat = Field(1.0, description="Longest pause of one task during a swap.")
     swap_stage_s: PositiveFloat = Field(
         10.0, description="Longest time for all replicas to load a bundle."

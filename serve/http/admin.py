@@ -15,9 +15,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from export.bundle import CARD, Bundle, BundleError
-from serve.batcher import UnknownTaskError
 from serve.http.body import json_object, read_body
 from serve.http.problems import RequestError, problem_of_refusal
+from serve.jobs import UnknownTaskError
 from serve.link import Link, LinkError
 from serve.messages import Change, Outcome, Refused, Swapped
 from serve.record import LogView, TaskVersion, Verdict

@@ -12,8 +12,15 @@ from starlette.responses import JSONResponse
 
 from export.bundle import BundleError
 from models.pictures import PictureError, PictureTooLargeError
-from serve.batcher import OverloadedError, StoppingError, UndecidedError, UnknownTaskError
 from serve.headlog import StoreError
+from serve.jobs import (
+    DeadlineError,
+    FeaturesOnlyError,
+    OverloadedError,
+    StoppingError,
+    UndecidedError,
+    UnknownTaskError,
+)
 from serve.link import LinkError
 from serve.messages import Refused
 
@@ -31,6 +38,7 @@ TITLES = {
 }
 STATUS_OF_ERROR: Mapping[type[Exception], int] = {
     ClientDisconnect: 400,  # for the counters: nobody reads the answer
+    FeaturesOnlyError: 400,
     UnknownTaskError: 404,
     PictureTooLargeError: 413,
     PictureError: 415,
@@ -40,7 +48,7 @@ STATUS_OF_ERROR: Mapping[type[Exception], int] = {
     StoppingError: 503,
     LinkError: 503,
     StoreError: 503,
-    TimeoutError: 503,
+    DeadlineError: 503,
 }
 STATUS_OF_REFUSAL = {"conflict": 409, "gate": 422, "unknown": 404, "unavailable": 503}
 

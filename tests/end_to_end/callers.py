@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from export.bundle import Bundle
-from serve.batcher import Answer
 from serve.client import Client, ClientError
 from serve.engine import Head, LiveHead
+from serve.jobs import Answer
 from serve.record import LogView
 from tests.end_to_end.program import Program
 from tests.serve.harness import until

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle import Bundle
-from serve.batcher import Answer, Job
+from serve.jobs import Answer, Job
 from serve.record import LogView
 from tests.serve.harness import LocalFleet, until
 

@@ -12,16 +12,16 @@ import pytest
 from numpy.typing import NDArray
 
 from export.bundle import Bundle
-from serve.batcher import (
+from serve.batcher import Batcher
+from serve.engine import Engine, Head, HeadOutputError, LiveHead, Row, Snapshot, open_session
+from serve.jobs import (
     Answer,
-    Batcher,
     Job,
     OverloadedError,
     StoppingError,
     UndecidedError,
     UnknownTaskError,
 )
-from serve.engine import Engine, Head, HeadOutputError, LiveHead, Row, Snapshot, open_session
 from serve.metrics import Metrics
 from tests.serve.graphs import LABELS, constant_head
 from tests.serve.harness import until

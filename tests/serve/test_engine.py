@@ -109,3 +109,11 @@ def test_a_snapshot_has_settings_for_every_task() -> None:
 
     assert after.with_heads(2, []).settings_of("colours") == wanted
     assert after.settings_of("shapes") == before.settings_of("colours") == TaskSettings()
+
+
+def test_features_skip_the_trunk(engine: Engine, make_bundle: BundleMaker) -> None:
+    """Rows from the features of pictures are those from the pictures, bit for bit."""
+    rows = [Row(place, live(make_bundle(seed=seed))) for seed in (1, 2) for place in range(5)]
+    past_trunk = engine.run_features(engine.features(PICTURES), rows)
+
+    np.testing.assert_array_equal(numbers(past_trunk), numbers(engine.run(PICTURES, rows)))

@@ -38,7 +38,7 @@ PREDICT = """
 import sys
 from pathlib import Path
 from export.bundle import Bundle
-from serve.batcher import Job
+from serve.jobs import Job
 from tests.serve.harness import LocalFleet
 from tests.serve.oracle import some_picture
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from serve import conductor as conducting
-from serve.batcher import Job, UndecidedError
 from serve.engine import LiveHead
 from serve.headlog import HeadLog
+from serve.jobs import Job, UndecidedError
 from serve.link import LinkError
 from serve.messages import Directive, Outcome, Poll, Refused, Swapped
 from serve.protocol import Level, Phase

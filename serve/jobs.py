@@ -1,0 +1,120 @@
+"""A request on its way to its answer, and the ways in which it may have none."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.engine import LiveHead
+from serve.settings import REQUEST_TIMEOUT_S
+
+Inputs = Sequence[NDArray[np.uint8]] | Sequence[NDArray[np.float32]]
+
+
+class UnknownTaskError(Exception):
+    """A request asks for a task that is not live."""
+
+    def __init__(self, task: str, known: Iterable[str]) -> None:
+        closest = get_close_matches(task, list(known), n=3)
+        hint = f" The closest names are: {', '.join(closest)}." if closest else ""
+        super().__init__(f"There is no task {task!r}.{hint} GET /tasks lists what is live.")
+
+
+class FeaturesOnlyError(Exception):
+    """A request brings features, and a task that it asks needs the picture."""
+
+    def __init__(self, task: str) -> None:
+        super().__init__(
+            f"Task {task!r} has layers of its own before its features; send it the picture."
+        )
+
+
+class OverloadedError(Exception):
+    """The queue is full; the request was refused at once."""
+
+
+class UndecidedError(Exception):
+    """A swap of this task is undecided and neither conductor nor store can be reached."""
+
+
+class StoppingError(Exception):
+    """This replica is about to go; another one answers."""
+
+    def __init__(self) -> None:
+        super().__init__("This replica is stopping; try again, and another one answers.")
+
+
+class DeadlineError(Exception):
+    """The time that a request had is over; what was left of it is not run.
+
+    Args:
+        allowed_s: From the request's arrival to its deadline.
+    """
+
+    def __init__(self, allowed_s: float) -> None:
+        super().__init__(
+            f"No answer within {allowed_s:.3g} s; allow more time, or try again later."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one version of a task says of one picture; `scores` is float32 [labels]."""
+
+    live: LiveHead
+    scores: NDArray[np.float32]
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One request: every input is asked of every task.
+
+    Args:
+        inputs: All pictures, uint8 [height, width, 3] as the trunk takes them; or all features,
+            float32 [num_features].
+        tasks: Names, or None for all that are live.
+        deadline_s: When its caller stops waiting, as `time.monotonic` tells it.
+        done: Answers as [input][task], in the order asked.
+        cost_taken: What its units that were taken cost, in pictures.
+    """
+
+    inputs: Inputs
+    tasks: tuple[str, ...] | None
+    deadline_s: float = field(default_factory=lambda: time.monotonic() + REQUEST_TIMEOUT_S)
+    done: Future[list[list[Answer]]] = field(default_factory=Future)
+    queued_at: float = field(default_factory=time.monotonic)
+    cost_taken: float = 0.0
+
+    @property
+    def has_features(self) -> bool:
+        """Whether its inputs skip the trunk."""
+        return bool(self.inputs) and self.inputs[0].ndim == 1
+
+    def touches(self, tasks: frozenset[str]) -> bool:
+        """Whether the request asks any of these tasks."""
+        return bool(tasks) and (self.tasks is None or not tasks.isdisjoint(self.tasks))
+
+    def answer(self, answers: list[list[Answer]]) -> None:
+        """Hand over the answers, unless its time is over."""
+        now_s = time.monotonic()
+        if now_s >= self.deadline_s:
+            self.fail_late()
+            return
+        with contextlib.suppress(InvalidStateError):  # the caller may have gone
+            self.done.set_result(answers)
+
+    def fail(self, error: Exception) -> None:
+        """Say why there is no answer; one that is there already stays."""
+        with contextlib.suppress(InvalidStateError):
+            self.done.set_exception(error)
+
+    def fail_late(self) -> None:
+        """Its time is over."""
+        self.fail(DeadlineError(self.deadline_s - self.queued_at))

@@ -1,0 +1,35 @@
+"""Whether what heads need is in memory: adapters and tails may be paged out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from serve.engine import LiveHead
+
+
+@runtime_checkable
+class Residency(Protocol):
+    """Keeps what heads need in memory while rows of them run; called under the batcher's lock."""
+
+    def pin(self, heads: Sequence[LiveHead]) -> bool:
+        """Keep all of them until they are unpinned; False if some have to be brought in first.
+
+        Must be quick. Once they are there, `Batcher.wake` lets the job try again.
+        """
+        ...
+
+    def unpin(self, heads: Sequence[LiveHead]) -> None:
+        """No row of this job reads them any more. Must be quick."""
+        ...
+
+
+class AllResident:
+    """Every head is in memory all the time."""
+
+    def pin(self, _: Sequence[LiveHead]) -> bool:
+        """Nothing to do."""
+        return True
+
+    def unpin(self, _: Sequence[LiveHead]) -> None:
+        """Nothing to do."""
