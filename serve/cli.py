@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from serve import cli_learn
+from serve import cli_learn, cli_task
 from serve.client import Client, ClientError, Prediction
+from serve.console import DEFAULT_SERVER, AsJson, Server, notes, out, print_json, settings_text
 from serve.runtime import DEFAULT_PROXY
 from serve.settings import load_settings
+from serve.task_settings import DEFAULTS
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
@@ -35,16 +36,7 @@ app = typer.Typer(
     epilog="Every command takes --debug, which shows the traceback of an error.",
 )
 cli_learn.add_to(app)
-
-out = Console()
-notes = Console(stderr=True)
-
-Server = Annotated[
-    str,
-    typer.Option(envvar="HEADSTOCK_SERVER", help="URL of the service.", show_default=True),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
-DEFAULT_SERVER = "http://127.0.0.1:8000"
+cli_task.add_to(app)
 
 
 def main() -> None:
@@ -143,10 +135,13 @@ def status(server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
     with Client(server) as client:
         live = client.tasks()
     if as_json:
-        _print_json(live)
+        print_json(live)
         return
     out.print(f"trunk {_short(live['trunk'] or 'none')}, record {live['log_number']}")
     _print_versions(live["tasks"], first="task")
+    for task in live["tasks"]:
+        if special := _not_default(task["settings"]):
+            out.print(f"{task['task']}: {settings_text(special)}")
 
 
 @app.command(epilog="Example: headstock history pets")
@@ -155,11 +150,11 @@ def history(
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:
-    """Show every version of a task, oldest first."""
+    """Show every version of a task and every change of its settings, oldest first."""
     with Client(server) as client:
-        versions = client.versions(task)
+        versions = client.history(task)
     if as_json:
-        _print_json(versions)
+        print_json(versions)
         return
     _print_versions(versions, first="version")
 
@@ -244,7 +239,7 @@ def _show_failure(path: Path, error: ClientError, *, as_json: bool) -> None:
 
 def _show_swap(what: str, swapped: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        _print_json(swapped)
+        print_json(swapped)
         return
     swap = swapped["swap"]
     out.print(
@@ -254,30 +249,37 @@ def _show_swap(what: str, swapped: dict[str, Any], *, as_json: bool) -> None:
     )
 
 
+def _not_default(settings: dict[str, Any]) -> dict[str, Any]:
+    defaults = DEFAULTS.model_dump()
+    return {name: value for name, value in settings.items() if value != defaults.get(name)}
+
+
 def _print_versions(versions: list[dict[str, Any]], *, first: str) -> None:
     columns = ["task", "version", "action", "bundle", "labels", "when (UTC)", "message"]
     table = Table(*(columns if first == "task" else columns[1:]))
     for version in versions:
-        labels = version["labels"]
-        more = f" +{len(labels) - 4}" if len(labels) > 4 else ""  # noqa: PLR2004
-        action = version["action"]
-        if version["rolled_back_to"]:
-            action += f" to {version['rolled_back_to']}"
-        cells = [
-            version["task"],
-            str(version["version"]),
-            action,
-            _short(version["bundle"]),
-            ", ".join(labels[:4]) + more,
-            version["written_at"][:19].replace("T", " "),
-            version["message"],
-        ]
+        cells = [version["task"], *_cells(version)]
         table.add_row(*(cells if first == "task" else cells[1:]))
     out.print(table)
 
 
-def _print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+def _cells(version: dict[str, Any]) -> list[str]:
+    when, message = version["written_at"][:19].replace("T", " "), version["message"]
+    if version["action"] == "settings":
+        return ["", f"set {settings_text(version['changed'])}", "", "", when, message]
+    labels = version["labels"]
+    more = f" +{len(labels) - 4}" if len(labels) > 4 else ""  # noqa: PLR2004
+    action = version["action"]
+    if version["rolled_back_to"]:
+        action += f" to {version['rolled_back_to']}"
+    return [
+        str(version["version"]),
+        action,
+        _short(version["bundle"]),
+        ", ".join(labels[:4]) + more,
+        when,
+        message,
+    ]
 
 
 def _print_json_line(value: object) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,35 @@ class Client:
             headers={"idempotency-key": uuid.uuid4().hex},
         )
 
+    def set_task(
+        self,
+        task: str,
+        settings: Mapping[str, object],
+        *,
+        message: str = "",
+        key: str | None = None,
+    ) -> dict[str, Any]:
+        """Change settings of a task; returns what is live of it when every replica has them.
+
+        Args:
+            settings: Those that change, as in `{"weight": 2, "pinned": True}`; see `TaskSettings`.
+            key: Makes repeated calls one change; a new one for each call if it is not given.
+
+        Raises:
+            ClientError: the service said no.
+        """
+        return self._send(
+            "PATCH",
+            f"/tasks/{task}",
+            params={"message": message},
+            # Not httpx's own JSON, which fails for what is not finite: the service says it better.
+            content=json.dumps(settings),
+            headers={
+                "content-type": "application/json",
+                "idempotency-key": key or uuid.uuid4().hex,
+            },
+        )
+
     def tasks(self) -> dict[str, Any]:
         """What is live.
 
@@ -145,6 +175,15 @@ class Client:
             ClientError: the service said no.
         """
         return self._send("GET", f"/tasks/{task}/versions")["versions"]
+
+    def history(self, task: str) -> list[dict[str, Any]]:
+        """Every version of a task and every change of its settings, oldest first.
+
+        Raises:
+            ClientError: the service said no.
+        """
+        told = self._send("GET", f"/tasks/{task}/versions")
+        return sorted([*told["versions"], *told["settings"]], key=lambda entry: entry["record"])
 
     def _send(self, method: str, path: str, **content: Any) -> Any:
         for attempt in range(1, TRIES + 1):

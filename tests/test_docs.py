@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic.fields import FieldInfo
 from typer.main import get_command
 
 from serve.cli import app
+from serve.console import settings_text
 from serve.settings import ServeSettings
+from serve.task_settings import TaskSettings
 
 ROOT = Path(__file__).parents[1]
 SERVING = (ROOT / "docs" / "serving.md").read_text()
@@ -24,6 +27,17 @@ def test_every_setting_is_documented_with_its_description(setting: str) -> None:
         line.startswith(f"| `{setting}` |") and line.endswith(f"| {description} |")
         for line in SERVING.splitlines()
     )
+
+
+@pytest.mark.parametrize(("setting", "field"), TaskSettings.model_fields.items())
+def test_every_setting_of_a_task_is_documented_with_its_default(
+    setting: str, field: FieldInfo
+) -> None:
+    """A row carries the default as it is typed, and the sentence of its definition."""
+    (row,) = [line for line in SERVING.splitlines() if line.startswith(f"| `{setting}` |")]
+
+    _, _, default = settings_text({setting: field.default}).partition("=")
+    assert row == f"| `{setting}` | {default} | {field.description} |"
 
 
 @pytest.mark.parametrize("command", sorted(get_command(app).commands))  # pyrefly: ignore

@@ -1,4 +1,4 @@
-"""What is live, its history, pushes and rollbacks.
+"""What is live, its history, pushes, rollbacks and settings.
 
 What is read here comes from the head log itself, so it is the fleet's and never goes back,
 whichever replica answers.
@@ -22,6 +22,7 @@ from serve.link import Link, LinkError
 from serve.messages import Change, Outcome, Refused, Swapped
 from serve.record import LogView, TaskVersion, Verdict
 from serve.replica import Replica
+from serve.task_settings import DEFAULTS, SettingError, asked_settings
 
 MAX_COMMAND_BYTES = 64 * 2**10
 CONDUCTOR_TRIES = 10
@@ -38,27 +39,52 @@ class Admin:
     async def tasks(self, _: Request) -> Response:
         """What is live."""
         view = await self._history()
-        live = {task: history[-1] for task, history in sorted(view.tasks.items())}
         return JSONResponse(
             {
                 "trunk": view.trunk.trunk if view.trunk else None,
                 "log_number": view.number,
-                "tasks": [_shown(version) for version in live.values()],
+                "tasks": [_described(view, task) for task in sorted(view.tasks)],
             }
         )
 
     async def task(self, request: Request) -> Response:
         """What is live of one task."""
-        return JSONResponse(_shown((await self._versions(request))[-1]))
+        view = await self._history()
+        return JSONResponse(_described(view, _known(view, request)))
+
+    async def set_task(self, request: Request) -> Response:
+        """Change settings of a task everywhere; answers with its description."""
+        if unknown := sorted(set(request.query_params) - {"message"}):
+            raise RequestError(400, f"Parameter {unknown[0]!r} is unknown; expected message.")
+        try:
+            asked = asked_settings(await json_object(request, max_bytes=MAX_COMMAND_BYTES))
+        except SettingError as error:
+            raise RequestError(400, str(error)) from error
+        task = _known(await self._history(), request)
+        message = request.query_params.get("message", "")
+        change = _requested(request, settings=asked, message=message)
+        outcome = await self._change(change)
+        if isinstance(outcome, Refused):
+            return problem_of_refusal(outcome)
+        view = await self._history()
+        # As of the record that the key made: the same request again gets the same answer.
+        return JSONResponse(_described(view, task, after=view.keys[change.key]))
 
     async def versions(self, request: Request) -> Response:
-        """Every version that the task ever had, oldest first."""
-        versions = await self._versions(request)
-        return JSONResponse({"versions": [_shown(version) for version in versions]})
+        """Every version that the task ever had and every change of its settings, oldest first."""
+        view = await self._history()
+        task = _known(view, request)
+        return JSONResponse(
+            {
+                "versions": [_shown(version) for version in view.tasks[task]],
+                "settings": _settings_shown(view, task),
+            }
+        )
 
     async def card(self, request: Request) -> Response:
         """The model card of the live bundle."""
-        live = (await self._versions(request))[-1]
+        view = await self._history()
+        live = view.tasks[_known(view, request)][-1]
         bundle = await asyncio.to_thread(self._replica.log.get_bundle, live.change.bundle)
         return Response(bundle.files[CARD], media_type="text/markdown")
 
@@ -133,11 +159,30 @@ class Admin:
     async def _history(self) -> LogView:
         return await asyncio.to_thread(self._replica.history)
 
-    async def _versions(self, request: Request) -> tuple[TaskVersion, ...]:
-        view, task = await self._history(), request.path_params["task"]
-        if task not in view.tasks:
-            raise UnknownTaskError(task, view.tasks)
-        return view.tasks[task]
+
+def _known(view: LogView, request: Request) -> str:
+    """The task that is asked for.
+
+    Raises:
+        UnknownTaskError: it was never pushed.
+    """
+    task: str = request.path_params["task"]
+    if task not in view.tasks:
+        raise UnknownTaskError(task, view.tasks)
+    return task
+
+
+def _described(view: LogView, task: str, *, after: int | None = None) -> dict[str, object]:
+    """What is live of a task and its settings: now, or as of record `after`."""
+    number = view.number if after is None else after
+    history = reversed(view.set_tasks.get(task, ()))
+    settings = next((s.change.settings for s in history if s.number <= number), DEFAULTS)
+    return {**_shown(_live(view, task, number)), "settings": settings.model_dump()}
+
+
+def _live(view: LogView, task: str, number: int) -> TaskVersion:
+    """The version that was live after a record."""
+    return next(v for v in reversed(view.tasks[task]) if v.number <= number)
 
 
 def _shown(version: TaskVersion) -> dict[str, object]:
@@ -155,6 +200,29 @@ def _shown(version: TaskVersion) -> dict[str, object]:
         "idempotency_key": version.idempotency_key,
         "gates": [verdict.model_dump() for verdict in version.verdicts],
     }
+
+
+def _settings_shown(view: LogView, task: str) -> list[dict[str, object]]:
+    """Every change of a task's settings, with the version that was live then."""
+    shown: list[dict[str, object]] = []
+    before = DEFAULTS
+    for made in view.set_tasks.get(task, ()):
+        settings = made.change.settings
+        shown.append(
+            {
+                "task": task,
+                "version": _live(view, task, made.number).change.version,
+                "action": "settings",
+                "settings": settings.model_dump(),
+                "changed": settings.different_from(before),
+                "record": made.number,
+                "written_at": made.written_at,
+                "message": made.message,
+                "idempotency_key": made.idempotency_key,
+            }
+        )
+        before = settings
+    return shown
 
 
 def _swapped(swapped: Swapped) -> dict[str, object]:

@@ -43,6 +43,7 @@ def http_app(replica: Replica, link: Link) -> Starlette:
             route("POST", "/predict", predict.many_tasks),
             route("GET", "/tasks", admin.tasks),
             route("GET", "/tasks/{task}", admin.task),
+            route("PATCH", "/tasks/{task}", admin.set_task),
             route("GET", "/tasks/{task}/versions", admin.versions),
             route("GET", "/tasks/{task}/card", admin.card),
             route("POST", "/tasks/{task}/versions", admin.push),

@@ -111,7 +111,8 @@ def test_what_is_live_is_listed_by_every_replica(
         ("colours", 2, heads(2).digest),
         ("shapes", 1, heads(3, "shapes").digest),
     ]
-    assert other.get("/tasks/colours").json() == live["tasks"][0] == versions[-1]
+    described = other.get("/tasks/colours").json()
+    assert described == live["tasks"][0] == {**versions[-1], "settings": described["settings"]}
     assert [(v["version"], v["action"], v["message"]) for v in versions] == [
         (1, "push", "first"),
         (2, "push", ""),

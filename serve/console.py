@@ -1,0 +1,35 @@
+"""What the commands share: where they print, whom they ask, and how settings are written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+out = Console()
+notes = Console(stderr=True)
+
+Server = Annotated[
+    str,
+    typer.Option(envvar="HEADSTOCK_SERVER", help="URL of the service.", show_default=True),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
+DEFAULT_SERVER = "http://127.0.0.1:8000"
+
+
+def print_json(value: object) -> None:
+    """The one value of a command's `--json`."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def settings_text(settings: Mapping[str, object]) -> str:
+    """As they are typed: `weight=2 pinned=true`."""
+    return " ".join(f"{name}={_value_text(value)}" for name, value in settings.items())
+
+
+def _value_text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value)
