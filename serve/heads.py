@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from export.bundle import HEAD, Bundle
+from export.bundle import HEAD, Bundle, Manifest
+from serve.affine import AffineMap, recognise
 from serve.onnx_session import open_session
 
 Link = Literal["softmax", "sigmoid", "none"]
@@ -25,10 +27,11 @@ class Head:
     """A loaded head: features float32 [rows, num_features] -> logits float32 [rows, labels].
 
     Args:
+        runner: Packed weights, or a small session for whatever is not affine.
         temperature: Logits are divided by it before the link.
     """
 
-    session: onnxruntime.InferenceSession
+    runner: AffineMap | onnxruntime.InferenceSession
     labels: tuple[str, ...]
     link: Link
     temperature: float
@@ -36,19 +39,29 @@ class Head:
     @classmethod
     def of_bundle(cls, bundle: Bundle) -> Head:
         """Load the head of a bundle that has passed the gates."""
-        manifest = bundle.manifest
-        session = open_session(bundle.files[HEAD])
-        return cls(session, manifest.labels, manifest.link, manifest.temperature)
+        return cls.of_graph(bundle.files[HEAD], bundle.manifest)
+
+    @classmethod
+    def of_graph(cls, graph: bytes, manifest: Manifest) -> Head:
+        """Load the head from the two files of its bundle that say what it computes."""
+        runner = recognise(onnx.load_model_from_string(graph)) or open_session(graph)
+        return cls(runner, manifest.labels, manifest.link, manifest.temperature)
 
     def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Float32 [rows, labels]; what ONNX Runtime raises is not caught here."""
-        return np.asarray(self.session.run(["logits"], {"features": features})[0])
+        if isinstance(self.runner, AffineMap):
+            return self.runner(features)
+        return np.asarray(self.runner.run(["logits"], {"features": features})[0])
 
 
 def logits_of(
     features: NDArray[np.float32], heads: Sequence[Head]
 ) -> list[NDArray[np.float32] | HeadOutputError]:
-    """Run every row's own head; rows of one head share a run.
+    """Run every row's own head; rows of one head share a product or a run.
+
+    The answer to a row is the same, bit for bit, whatever rows of other heads are beside it. Rows
+    of its own head may change it by float rounding: one row is multiplied in another order than
+    several.
 
     Args:
         features: Float32 [rows, num_features].
@@ -58,6 +71,10 @@ def logits_of(
         For each row its logits, float32 [labels], or why its head has none.
     """
     logits: list[NDArray[np.float32] | HeadOutputError] = [_UNANSWERED] * len(heads)
+    # Each packed head's own product. Measured against gathering the weights of equal class counts
+    # into one batched product, 576 features, 2-100 classes, one thread of an AMD EPYC: 65 against
+    # 123 us for 8 rows of 8 heads, 255 against 424 us for 32 of 32 (the gather copies what the
+    # product then reads once); rows of one head take 6 and 14 us.
     for places in _groups(map(id, heads)):
         answers = _run(heads[places[0]], features[places])
         for place, answer in zip(places, answers, strict=True):

@@ -27,6 +27,7 @@ from models.backbones import Backbone
 from models.evaluate import share
 from models.heads import CosineHead, LinearHead
 from models.record import DataRecord
+from serve.affine import recognise
 
 LABELS = ("apple", "fig", "kiwi", "pear")
 DATA = DataRecord(name="fruit", sha256="ab" * 32, num_pictures={"train": dict.fromkeys(LABELS, 25)})
@@ -100,6 +101,21 @@ def test_logits_are_those_of_pytorch_for_any_number_of_rows(
     session = open_session(graph_of(make))
     found = np.asarray(session.run(["logits"], {"features": features.numpy()})[0])
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
+
+
+@pytest.mark.parametrize("make", [linear_head, cosine_head, torch_linear])
+def test_serving_packs_the_heads_that_are_affine(make: Callable[[], nn.Module]) -> None:
+    """It knows linear and cosine heads from their graph, and multiplies as PyTorch does."""
+    head = make()
+    features = torch.randn(7, 128, generator=torch.Generator().manual_seed(1))
+    packed = recognise(onnx.load_model_from_string(graph_of(make)))
+
+    assert packed is not None
+    with torch.no_grad():
+        expected = head(features).numpy()
+    # Sums of 128 products in another order.
+    tolerance = 1e-5 * np.abs(expected).max()
+    np.testing.assert_allclose(packed(features.numpy()), expected, atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("make", HEADS)
