@@ -17,7 +17,7 @@ from serve.client import Client, ClientError
 from serve.task_settings import DEFAULTS, TaskSettings
 from tests.serve.harness import HttpClient, LocalFleet
 from tests.serve.oracle import Heads
-from tests.serve.test_http import problem
+from tests.serve.test_http import png_of, problem
 
 PATH = "/tasks/colours"
 PLAIN = {"weight": 1.0, "pinned": False, "deadline_s": None}
@@ -74,6 +74,18 @@ def test_settings_are_changed_by_name_and_the_answer_describes_the_task(
     assert described["settings"] == {"weight": 2.0, "pinned": True, "deadline_s": None}
     assert (described["version"], described["action"]) == (1, "push")
     assert live_settings(fleet) == {TaskSettings(weight=2, pinned=True)}
+
+
+def test_a_deadline_that_is_set_counts_for_the_next_request_on_every_replica(
+    fleet: LocalFleet, http: HttpClient
+) -> None:
+    """Nothing answers in time here, so each says how long it was allowed to wait."""
+    http.request("PATCH", PATH, json={"deadline_s": 0.0625})
+    for name, replica in fleet.replicas.items():
+        replica.batcher.hold(frozenset({"colours"}))
+        late = HttpClient(fleet, name).post("/predict/colours", content=png_of(0))
+
+        assert "0.0625 s" in problem(late, 503)
 
 
 def test_a_task_for_which_nothing_was_set_shows_the_defaults(http: HttpClient) -> None:
