@@ -1,17 +1,16 @@
-"""The training loop that teacher and student share: schedule, early stopping, the best kept."""
+"""The training loop that all learning shares: schedule, early stopping, the best kept."""
 
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbones import Backbone
-from models.batches import Batch
 from models.data import Split
 from models.errors import LearningError
 from models.evaluate import accuracy
@@ -22,6 +21,8 @@ from models.progress import Progress, ProgressCallback
 WARM_UP_SHARE = 0.1
 MAX_GRADIENT_NORM = 5.0
 WEIGHT_DECAY = 0.05
+
+AnyBatch = TypeVar("AnyBatch")
 
 
 class TrainingError(LearningError):
@@ -39,11 +40,11 @@ class Score:
 def fit(
     trained: nn.Module,
     *,
-    epoch_batches: Callable[[int], Iterable[Batch]],
+    epoch_batches: Callable[[int], Iterable[AnyBatch]],
     num_batches: int,
-    loss_of: Callable[[Batch], Tensor],
+    loss_of: Callable[[AnyBatch], Tensor],
     validate: Callable[[], Score],
-    before_epoch: Callable[[], None],
+    before_epoch: Callable[[], object],
     start_is_usable: bool,
     optimizer: torch.optim.Optimizer,
     num_epochs: int,
@@ -99,14 +100,14 @@ def learning_rate_factor(step: int, *, num_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, num_steps - warm_up)))
 
 
-def freeze_batch_statistics(backbone: Backbone) -> None:
+def freeze_batch_statistics(network: nn.Module) -> None:
     """Keep the running statistics that came with the weights.
 
     A few dozen pictures a batch, a few hundred in all, would replace statistics of a million
     pictures by noise, and training on batch statistics but testing on running ones adds a gap of
     its own. Scale and shift still learn.
     """
-    for module in _batch_norms(backbone):
+    for module in _batch_norms(network):
         module.eval()
 
 
@@ -122,8 +123,8 @@ def follow_batch_statistics(backbone: Backbone, *, num_batches: int) -> None:
         module.momentum = min(1.0, max(0.1, 3 / num_batches))
 
 
-def _batch_norms(backbone: Backbone) -> Iterator[nn.modules.batchnorm._BatchNorm]:
-    for module in backbone.modules():
+def _batch_norms(network: nn.Module) -> Iterator[nn.modules.batchnorm._BatchNorm]:
+    for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 (base of all three)
             yield module
 
@@ -136,8 +137,8 @@ def score(backbone: Backbone, head: Head, split: Split) -> Score:
 
 
 def parameter_groups(module: nn.Module, *, rate: float) -> Iterator[dict[str, Any]]:
-    """AdamW's groups: biases, scales and shifts are not decayed."""
-    parameters = list(module.parameters())
+    """AdamW's groups of what learns: biases, scales and shifts are not decayed."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
     for is_matrix, decay in ((True, WEIGHT_DECAY), (False, 0.0)):
         members = [p for p in parameters if (p.ndim > 1) == is_matrix]
         yield {"params": members, "lr": rate, "weight_decay": decay}

@@ -151,6 +151,7 @@ def test_a_convolution_with_a_stride_or_a_subclass_is_not_pointwise() -> None:
 
     assert not resnet["stage.layer4.0.downsample.0"].is_pointwise
     assert [site.is_pointwise for site in mine.values()] == [False, True, False, True]
+    assert sites_of(tiny(Shifting())) == {"0": Site(3, 4, is_pointwise=False)}
 
 
 def test_low_rank_where_there_is_no_matrix_is_an_error() -> None:
@@ -283,6 +284,21 @@ def test_the_seed_decides_where_low_rank_starts() -> None:
     assert torch.equal(first[key], again[key])
     assert not torch.equal(first[key], other[key])
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Shifting(nn.Sequential):
+    """A 1x1 convolution of the user's own kind, which reads the pixel beside."""
+
+    def __init__(self) -> None:
+        super().__init__(self.Conv(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    class Conv(nn.Conv2d):
+        """Shifts the map by a pixel."""
+
+        @override
+        def forward(self, input: Tensor) -> Tensor:
+            """Maps [batch, 3, height, width] to maps [batch, 4, height, width]."""
+            return super().forward(input.roll(1, dims=3))
 
 
 class Tokens(nn.Module):
