@@ -7,15 +7,20 @@ itself forty times has a trillion elements, and ONNX Runtime computes constants 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import onnx
+from onnx import helper
+
+from serve import svm
 
 # Largest batch that a head is run with; the bounds below are for so many rows.
 ROWS = 64
 # Twice what 64 rows of 2,048 features and 100,000 labels need: about half a second on one core.
 MAX_ELEMENTS = 2**26
 MAX_MULTIPLICATIONS = 2**34
+
+FLOAT, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
 
 Shape = tuple[int, ...]
 
@@ -30,7 +35,8 @@ def check_costs(model: onnx.ModelProto) -> None:
     Raises:
         CostError: more than a head needs, or a shape that only a run would show.
     """
-    shapes = _shapes(model)
+    machines = _machines(model)
+    shapes = _shapes(model, machines)
     num_elements = num_multiplications = 0
     for node in model.graph.node:
         for name in filter(None, node.output):
@@ -42,6 +48,12 @@ def check_costs(model: onnx.ModelProto) -> None:
             num_elements += size * max(1, len(node.input))
             if node.op_type in {"MatMul", "Gemm"}:
                 num_multiplications += size * _depth(node, shapes)
+    for node, machine in machines:
+        if shapes.get(node.input[0]) != (ROWS, machine.num_features):
+            raise CostError(f"{node.op_type} takes {machine.num_features} numbers a row.")
+        num_kernels = ROWS * machine.num_vectors
+        num_elements += num_kernels
+        num_multiplications += num_kernels * (machine.num_features + machine.num_outputs)
     for what, needed, allowed in (
         ("elements", num_elements, MAX_ELEMENTS),
         ("multiplications", num_multiplications, MAX_MULTIPLICATIONS),
@@ -52,7 +64,18 @@ def check_costs(model: onnx.ModelProto) -> None:
             )
 
 
-def _shapes(model: onnx.ModelProto) -> Mapping[str, Shape]:
+_Machines = Sequence[tuple[onnx.NodeProto, svm.Svm]]
+
+
+def _machines(model: onnx.ModelProto) -> _Machines:
+    nodes = [node for node in model.graph.node if node.domain == svm.DOMAIN]
+    try:
+        return [(node, svm.read_svm(node)) for node in nodes]
+    except svm.SvmError as error:
+        raise CostError(f"A support vector machine is not understood: {error}.") from error
+
+
+def _shapes(model: onnx.ModelProto, machines: _Machines) -> Mapping[str, Shape]:
     """Shapes of all tensors for a batch of `ROWS`; one that is not wholly known is left out."""
     batch = onnx.ModelProto()
     batch.CopyFrom(model)
@@ -63,6 +86,16 @@ def _shapes(model: onnx.ModelProto) -> Mapping[str, Shape]:
     for value in batch.graph.input:
         if value.name == "features":
             value.type.tensor_type.shape.dim[0].dim_value = ROWS
+    # Nothing is inferred of a machine, so its outputs are put in from outside.
+    for node, machine in machines:
+        batch.graph.node.remove(node)
+        *labels, scores = node.output
+        batch.graph.input.extend(
+            helper.make_tensor_value_info(name, INT64, (ROWS,)) for name in filter(None, labels)
+        )
+        batch.graph.input.append(
+            helper.make_tensor_value_info(scores, FLOAT, (ROWS, machine.num_outputs))
+        )
     try:
         graph = onnx.shape_inference.infer_shapes(batch, strict_mode=True, data_prop=True).graph
     except (onnx.shape_inference.InferenceError, RuntimeError) as error:

@@ -47,6 +47,11 @@ class Head:
         runner = recognise(onnx.load_model_from_string(graph)) or open_session(graph)
         return cls(runner, manifest.labels, manifest.link, manifest.temperature)
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether it runs from packed weights, without a session."""
+        return isinstance(self.runner, AffineMap)
+
     def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Float32 [rows, labels]; what ONNX Runtime raises is not caught here."""
         if isinstance(self.runner, AffineMap):

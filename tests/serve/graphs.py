@@ -36,7 +36,8 @@ def head_model(
         [helper.make_tensor_value_info(*value) for value in outputs],
         [numpy_helper.from_array(value, name) for name, value in (weights or {}).items()],
     )
-    opsets = [helper.make_opsetid(domain, 18) for domain in domains]
+    versions = {"ai.onnx.ml": 3}
+    opsets = [helper.make_opsetid(domain, versions.get(domain, 18)) for domain in domains]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 

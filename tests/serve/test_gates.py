@@ -66,6 +66,7 @@ def test_a_good_bundle_passes_every_gate(engine: Engine, make_bundle: BundleMake
     ]
     assert verdicts[1].reason.startswith("1 nodes")
     assert verdicts[2].reason.startswith("2 samples reproduce within")
+    assert verdicts[2].reason.endswith("; runs packed")
 
 
 @pytest.mark.parametrize(
