@@ -14,7 +14,17 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore
 from pydantic import ValidationError
 
-from export.bundle import MANIFEST, Bundle, BundleError, Digest, digest_of, read_manifest
+from export.bundle import (
+    CARD,
+    GOLDEN,
+    MANIFEST,
+    Bundle,
+    BundleError,
+    Digest,
+    check_files,
+    digest_of,
+    read_manifest,
+)
 from serve.record import HeadLogError, LogView, Record, fold
 
 PUT_RETRY_S = 0.05
@@ -99,6 +109,25 @@ class HeadLog:
             return Bundle.of_files({MANIFEST: manifest_bytes, **blobs})
         except BundleError as error:
             raise StoreError(f"Blob {digest} in {self.url} is no bundle: {error}") from error
+
+    def get_served(self, digest: Digest) -> Bundle:
+        """Read back what answers are made of, every byte of it checked.
+
+        Golden samples are for the gates and the card is for people; with thousands of heads they
+        would be most of what a start reads.
+
+        Raises:
+            StoreError: a blob is missing, unreadable or damaged, or it is no bundle.
+        """
+        manifest_bytes = self.get_blob(digest)
+        try:
+            manifest = read_manifest(manifest_bytes)
+            served = {n: e for n, e in manifest.files.items() if n not in {GOLDEN, CARD}}
+            blobs = {name: self.get_blob(f"sha256:{e.sha256}") for name, e in served.items()}
+            check_files(blobs, served)
+        except BundleError as error:
+            raise StoreError(f"Blob {digest} in {self.url} is no bundle: {error}") from error
+        return Bundle(manifest, manifest_bytes, blobs)
 
     def put_record(self, record: Record, *, timeout_s: float = 10.0) -> Record:
         """Write a record if its number is free, and say what stands there now.

@@ -5,6 +5,7 @@ Knows neither HTTP nor Ray: a replica can be run in a test, or in a program of o
 
 from __future__ import annotations
 
+import functools
 import logging
 import statistics
 import time
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 BATCH_TRIALS = 5
 LOAD_THREADS = 8
+LOG_EVERY_HEADS = 1000
 
 
 class NoTrunkError(Exception):
@@ -66,7 +68,7 @@ class Replica:
         batch_size, picture_s = self._batch_size()
         self.batcher = Batcher(
             self.engine,
-            Snapshot(view.live_number, {h.task: h for h in self._load_all(view)}, view.settings),
+            Snapshot(view.live_number, {h.task: h for h in load_heads(log, view)}, view.settings),
             self.metrics,
             max_pictures=batch_size,
             max_queued=settings.max_queued,
@@ -117,7 +119,7 @@ class Replica:
         Raises:
             StoreError: the bundle cannot be read.
         """
-        return _live(change, self.log.get_bundle(change.bundle))
+        return load_head(self.log, change)
 
     def stage(self, change: TaskChange) -> LiveHead:
         """Fetch a change's bundle, run the gates on it here, load its head.
@@ -172,10 +174,30 @@ class Replica:
             seconds.append(time.perf_counter() - began_s)
         return statistics.median(seconds)
 
-    def _load_all(self, view: LogView) -> list[LiveHead]:
-        with ThreadPoolExecutor(LOAD_THREADS) as pool:
-            live = (history[-1].change for history in view.tasks.values())
-            return list(pool.map(self.load, live))
+
+def load_heads(log: HeadLog, view: LogView) -> list[LiveHead]:
+    """Fetch and load every head that is live, with progress in the log.
+
+    Raises:
+        StoreError: a bundle cannot be read.
+    """
+    changes = [history[-1].change for history in view.tasks.values()]
+    heads: list[LiveHead] = []
+    with ThreadPoolExecutor(LOAD_THREADS) as pool:
+        for head in pool.map(functools.partial(load_head, log), changes):
+            heads.append(head)
+            if len(heads) % LOG_EVERY_HEADS == 0 or len(heads) == len(changes):
+                logger.info("loaded %d of %d heads", len(heads), len(changes))
+    return heads
+
+
+def load_head(log: HeadLog, change: TaskChange) -> LiveHead:
+    """Fetch the bundle of a change and load its head.
+
+    Raises:
+        StoreError: the bundle cannot be read.
+    """
+    return _live(change, log.get_served(change.bundle))
 
 
 def store_trunk(log: HeadLog, manifest_bytes: bytes, files: dict[str, bytes]) -> TrunkChange:

@@ -15,7 +15,7 @@ import obstore
 import pytest
 from obstore.exceptions import GenericError
 
-from export.bundle import Bundle, digest_of
+from export.bundle import CARD, GOLDEN, HEAD, Bundle, digest_of
 from serve.headlog import HeadLog, StoreError
 from serve.record import HeadLogError, LogView, Record
 
@@ -353,6 +353,23 @@ def test_a_bundle_that_lacks_a_file_is_not_handed_out(
 
     with pytest.raises(StoreError, match=head):
         log.get_bundle(bundle.digest)
+
+
+def test_what_serving_needs_of_a_bundle_is_read_without_the_rest(
+    log: HeadLog, make_bundle: Callable[..., Bundle]
+) -> None:
+    """Neither golden samples nor card; a graph that is damaged is not handed out."""
+    bundle = make_bundle()
+    log.put_bundle(bundle)
+    for name in (GOLDEN, CARD):
+        blob_path(log, digest_of(bundle.files[name])).unlink()
+    served = log.get_served(bundle.digest)
+
+    assert (served.manifest, served.digest) == (bundle.manifest, bundle.digest)
+    assert served.files == {HEAD: bundle.files[HEAD]}
+    blob_path(log, digest_of(bundle.files[HEAD])).write_bytes(b"other weights")
+    with pytest.raises(StoreError, match="is damaged"):
+        log.get_served(bundle.digest)
 
 
 def test_a_blob_that_is_no_bundle_is_said_to_be_none(log: HeadLog) -> None:

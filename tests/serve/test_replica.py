@@ -1,0 +1,55 @@
+"""A replica's start: what it loads, and that it says how far it is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from export.bundle import Bundle
+from serve import replica
+from serve.headlog import HeadLog
+from serve.record import LogView, Record, TaskChange
+
+TASKS = ("colours", "forms", "sizes")
+
+
+def test_every_live_head_is_loaded_with_progress(
+    tmp_path: Path,
+    make_bundle: Callable[..., Bundle],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each under its task, version and bundle; a line after every second one and the last."""
+    log = HeadLog(str(tmp_path))
+    bundles = {task: make_bundle(task, seed=seed) for seed, task in enumerate(TASKS)}
+    changes = tuple(
+        TaskChange(
+            task=task,
+            version=1,
+            action="push",
+            bundle=log.put_bundle(bundle),
+            labels=bundle.manifest.labels,
+        )
+        for task, bundle in bundles.items()
+    )
+    log.put_record(
+        Record(
+            number=1,
+            kind="commit",
+            previous=LogView().tip,
+            writer="test",
+            written_at="now",
+            changes=changes,
+        )
+    )
+    monkeypatch.setattr(replica, "LOG_EVERY_HEADS", 2)
+    with caplog.at_level(logging.INFO, logger=replica.__name__):
+        heads = replica.load_heads(log, log.follow(LogView()))
+
+    assert {head.task: head.bundle for head in heads} == {
+        task: bundle.digest for task, bundle in bundles.items()
+    }
+    assert caplog.messages == ["loaded 2 of 3 heads", "loaded 3 of 3 heads"]
