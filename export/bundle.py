@@ -25,10 +25,13 @@ from models.pictures import Preprocessing
 
 MANIFEST = "manifest.json"
 HEAD = "head.onnx"
+TAIL = "tail.onnx"
+ADAPTER = "adapter.safetensors"
 GOLDEN = "golden.safetensors"
 CARD = "card.md"
 TRUNK_MANIFEST = "trunk.json"
 TRUNK_GRAPH = "trunk.onnx"
+TRUNK_ADAPTED = "trunk_adapted.onnx"
 TRUNK_INT8 = "trunk.int8.onnx"
 TRUNK_FP16 = "trunk.fp16.onnx"
 STUDENT = "student.safetensors"
@@ -43,6 +46,14 @@ PRECISION_GRAPHS: Mapping[Precision, str] = {
 MAX_BUNDLE_BYTES = 64 * 2**20
 MAX_MANIFEST_BYTES = 8 * 2**20  # 20,000 labels in every split take about 4 MB
 MAX_ZIP_MEMBERS = 64
+MAX_ADAPTER_WIDTH = 64
+
+# What each kind of bundle holds beside its manifest.
+FILES = {
+    "head": frozenset({HEAD, GOLDEN, CARD}),
+    "adapter": frozenset({HEAD, ADAPTER, GOLDEN, CARD}),
+    "tail": frozenset({TAIL, GOLDEN, CARD}),
+}
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -90,6 +101,25 @@ class DataFingerprint(_Record):
     num_pictures: dict[str, dict[str, int]] = Field(description="split -> label -> pictures")
 
 
+class AdapterEntry(_Record):
+    """What `adapter.safetensors` holds.
+
+    Args:
+        kind: Low rank ("lora", or "adapter" with a ReLU in its middle), or per channel ("ssf" scales
+            and shifts, "bias" only shifts).
+        width: The rank of the low-rank kinds; 0 for the others.
+    """
+
+    kind: Literal["lora", "adapter", "ssf", "bias"]
+    width: Annotated[int, Field(ge=0, le=MAX_ADAPTER_WIDTH)] = 0
+
+    @model_validator(mode="after")
+    def _has_its_width(self) -> AdapterEntry:
+        if (self.kind in {"lora", "adapter"}) != (self.width > 0):
+            raise ValueError(f"an adapter of kind {self.kind} has width {self.width}")
+        return self
+
+
 class Provenance(_Record):
     """How an artefact came to be, enough to make it again."""
 
@@ -104,7 +134,8 @@ class Manifest(_Record):
 
     schema_version: Literal[1] = 1
     task: TaskName
-    kind: Literal["head"] = "head"
+    kind: Literal["head", "adapter", "tail"] = "head"
+    adapter: AdapterEntry | None = None
     labels: Annotated[tuple[Label, ...], Field(min_length=2, max_length=100_000)]
     link: Literal["softmax", "sigmoid", "none"] = "softmax"
     temperature: Annotated[float, Field(gt=0)] = 1.0
@@ -120,8 +151,13 @@ class Manifest(_Record):
     def _is_complete(self) -> Manifest:
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("labels are not unique")
-        if set(self.files) != {HEAD, GOLDEN, CARD}:
-            raise ValueError(f"files are {sorted(self.files)}, expected {[CARD, GOLDEN, HEAD]}")
+        if (self.kind == "adapter") != (self.adapter is not None):
+            raise ValueError(f"kind is {self.kind} and adapter is {self.adapter}")
+        if set(self.files) != FILES[self.kind]:
+            raise ValueError(
+                f"files of a bundle of kind {self.kind} are {sorted(self.files)}, "
+                f"expected {sorted(FILES[self.kind])}"
+            )
         return self
 
 
@@ -161,13 +197,14 @@ class TrunkManifest(_Record):
 
     @property
     def digest(self) -> Digest:
-        """Digest of the float graph and the preprocessing: what a head depends on.
+        """Digest of the float graphs and the preprocessing: what heads and adapters depend on.
 
         Precisions are variants of one trunk, and provenance changes nothing that a head sees, so
         neither is part of it.
         """
+        graphs = (TRUNK_GRAPH, TRUNK_ADAPTED)
         identity = {
-            "graph": self.files[TRUNK_GRAPH].sha256,
+            "graphs": [self.files[name].sha256 for name in graphs if name in self.files],
             "preprocessing": [
                 self.preprocessing.size_px,
                 self.preprocessing.resize_px,
