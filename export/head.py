@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from export.bundle import CARD, GOLDEN, HEAD, Bundle, Provenance, TrunkManifest
 from export.card import write_card
 from export.errors import ExportError
-from export.onnx_file import EXAMPLE_ROWS, graph_of
+from export.onnx_file import EXAMPLE_ROWS, dynamic, graph_of
 from export.parity import head_parity, open_session, run
 from models.evaluate import Estimate
 from models.record import DataRecord
@@ -33,9 +33,9 @@ def export_head(head: nn.Module, *, num_features: int) -> bytes:
     """
     return graph_of(
         head,
-        torch.zeros(EXAMPLE_ROWS, num_features),
-        rows="rows",
-        input_name="features",
+        (torch.zeros(EXAMPLE_ROWS, num_features),),
+        axes=({0: dynamic("rows")},),
+        input_names=("features",),
         output_names=("logits",),
     )
 

@@ -11,8 +11,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from typing_extensions import override
 
+from export.adapted import adapted_graph
+from export.adapted_parity import adapted_parity
 from export.bundle import (
     STUDENT,
+    TRUNK_ADAPTED,
     TRUNK_GRAPH,
     TRUNK_MANIFEST,
     Digest,
@@ -21,7 +24,7 @@ from export.bundle import (
     entry_of,
 )
 from export.errors import ExportError
-from export.onnx_file import EXAMPLE_ROWS, graph_of
+from export.onnx_file import EXAMPLE_ROWS, dynamic, graph_of
 from export.parity import Parity, trunk_parity
 from models.backbones import Backbone
 from models.progress import Progress, ProgressCallback, unheard
@@ -31,6 +34,7 @@ from models.progress import Progress, ProgressCallback, unheard
 # parity allows here, assumed and not measured for GPUs. Most of the faults listed at
 # `PARITY_TOLERANCE` lie above it; a mean off by 2 of 255 is at its edge, and parity catches that.
 GOLDEN_TOLERANCE = 1e-3
+NUM_ADAPTED = 8  # pictures that every kind of adapter is compared on
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class TrunkReport:
     """A trunk that was written.
 
     Args:
-        parity: Output (`features`, `prefix`) -> how close it is to PyTorch's.
+        parity: Output (`features`, `prefix`), or what an adapter makes of the features -> how
+            close it is to PyTorch's.
         graph_bytes: Size of `trunk.onnx`.
     """
 
@@ -78,6 +83,11 @@ def export_trunk(
     progress(Progress("export", 1, 1, f"{len(graph) / 1e6:.1f} MB"))
     parity = trunk_parity(frozen, graph, pictures, progress=progress)
     files = {TRUNK_GRAPH: graph, STUDENT: save(_plain_state(frozen))}
+    adapted = adapted_graph(frozen)
+    if adapted:
+        files[TRUNK_ADAPTED] = adapted
+        parity |= adapted_parity(frozen, adapted, pictures[:NUM_ADAPTED])
+        progress(Progress("adapters", 1, 1, f"{len(adapted) / 1e6:.1f} MB"))
     manifest = TrunkManifest(
         backbone=backbone.reference,
         cut=backbone.cut,
@@ -100,9 +110,9 @@ def trunk_graph(backbone: Backbone) -> bytes:
     size_px = backbone.preprocessing.size_px
     return graph_of(
         _TrunkGraph(backbone).eval(),
-        torch.zeros(EXAMPLE_ROWS, size_px, size_px, 3, dtype=torch.uint8),
-        rows="batch",
-        input_name="images",
+        (torch.zeros(EXAMPLE_ROWS, size_px, size_px, 3, dtype=torch.uint8),),
+        axes=({0: dynamic("batch")},),
+        input_names=("images",),
         output_names=("features", "prefix"),
     )
 
