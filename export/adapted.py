@@ -39,7 +39,7 @@ def adapted_graph(backbone: Backbone) -> bytes | None:
     sites = sites_of(backbone)
     if not sites:
         return None
-    families = {SCALE_SHIFT: _ScaleShiftSite}
+    families: Families = {SCALE_SHIFT: _ScaleShiftSite}
     if any(site.is_pointwise for site in sites.values()):
         families = {LOW_RANK: _LowRankSite, **families}
     module = _AdaptedGraph(backbone, sites, families).eval()
@@ -108,7 +108,6 @@ class _ScaleShiftSite(nn.Module):
         scale = self._banks.rows(f"{self._name}/scale")
         shift = self._banks.rows(f"{self._name}/shift")
         if isinstance(self.layer, _RowLinear):
-            # [rows, 1, ..., 1, channels]
             middle = [1] * (outputs.ndim - 2)
             shape = (scale.shape[0], *middle, scale.shape[1])
             return outputs * scale.view(shape) + shift.view(shape)
@@ -121,6 +120,9 @@ class _ScaleShiftSite(nn.Module):
             channels, mean, torch.ones_like(mean), scale.flatten(), shift.flatten(), eps=0.0
         )
         return changed.reshape(outputs.shape)
+
+
+Families = dict[str, type[_LowRankSite] | type[_ScaleShiftSite]]
 
 
 class _RowLinear(nn.Module):
@@ -148,7 +150,7 @@ class _AdaptedGraph(nn.Module):
         self,
         backbone: Backbone,
         sites: dict[str, Site],
-        families: dict[str, type[_LowRankSite] | type[_ScaleShiftSite]],
+        families: Families,
     ) -> None:
         super().__init__()
         self._banks = _Banks()

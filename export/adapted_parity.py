@@ -1,24 +1,15 @@
-"""Parity of the adapted graph: identity slots, and random adapters of every kind, against PyTorch."""
-
-from collections.abc import Mapping
+"""Parity of the adapted graph with PyTorch: its identity slot, and adapters of every kind."""
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from numpy.typing import NDArray
 from torch import Tensor
 
-from export.adapted import LOW_RANK, SCALE_SHIFT
+from export.adapter import FAMILY_OF, Adapter, banks_of
 from export.parity import PARITY_TOLERANCE, Parity, compare, open_session
 from models.adapters import AdaptedSuffix, AdapterKind, adapt
 from models.backbones import Backbone
 
-FAMILY_OF: Mapping[AdapterKind, str] = {
-    "lora": LOW_RANK,
-    "adapter": LOW_RANK,
-    "ssf": SCALE_SHIFT,
-    "bias": SCALE_SHIFT,
-}
 WIDTH = 3
 
 
@@ -47,7 +38,7 @@ def adapted_parity(
         for seed, (kind, family) in enumerate(FAMILY_OF.items())
         if family in families
     }
-    banks = _banks(adapted)
+    banks = banks_of([Adapter(kind, suffix.weights()) for kind, suffix in adapted.items()])
     with torch.no_grad():
         maps = backbone.prefix(backbone.normalise(pictures))
         expected = {kind: suffix(maps).numpy() for kind, suffix in adapted.items()}
@@ -77,18 +68,3 @@ def _random(backbone: Backbone, kind: AdapterKind, seed: int) -> AdaptedSuffix:
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=chance))
     return suffix
-
-
-def _banks(adapted: Mapping[AdapterKind, AdaptedSuffix]) -> dict[str, NDArray[np.float32]]:
-    """One slot for each adapter, after the identity."""
-    banks: dict[str, NDArray[np.float32]] = {}
-    for slot, (kind, suffix) in enumerate(adapted.items(), start=1):
-        for name, tensor in suffix.weights().items():
-            if name not in banks:
-                fill = 1.0 if name.endswith("/scale") else 0.0
-                banks[name] = np.full((len(adapted) + 1, *tensor.shape), fill, np.float32)
-            banks[name][slot] = tensor.numpy()
-        if FAMILY_OF[kind] == LOW_RANK:
-            slope = banks.setdefault("slope", np.ones((len(adapted) + 1, 1), np.float32))
-            slope[slot] = float(kind == "lora")
-    return banks

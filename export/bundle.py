@@ -105,8 +105,8 @@ class AdapterEntry(_Record):
     """What `adapter.safetensors` holds.
 
     Args:
-        kind: Low rank ("lora", or "adapter" with a ReLU in its middle), or per channel ("ssf" scales
-            and shifts, "bias" only shifts).
+        kind: Low rank ("lora", or "adapter" with a ReLU in its middle), or per channel ("ssf"
+            scales and shifts, "bias" only shifts).
         width: The rank of the low-rank kinds; 0 for the others.
     """
 
@@ -155,7 +155,7 @@ class Manifest(_Record):
             raise ValueError(f"kind is {self.kind} and adapter is {self.adapter}")
         if set(self.files) != FILES[self.kind]:
             raise ValueError(
-                f"files of a bundle of kind {self.kind} are {sorted(self.files)}, "
+                f"files are {sorted(self.files)} in a bundle of kind {self.kind}, "
                 f"expected {sorted(FILES[self.kind])}"
             )
         return self

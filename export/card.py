@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from export.bundle import Provenance, TrunkManifest
+from export.bundle import AdapterEntry, Provenance, TrunkManifest
 from models.evaluate import Estimate
 from models.record import DataRecord
 
@@ -28,14 +28,16 @@ def write_card(
     data: DataRecord,
     metrics: Mapping[str, Estimate],
     provenance: Provenance,
-    head_bytes: int,
+    kind: Literal["head", "adapter", "tail"],
+    adapter: AdapterEntry | None,
+    model_bytes: int,
     notes: Sequence[str],
 ) -> str:
     """The card as Markdown.
 
     Args:
         metrics: Accuracies by name; `baseline_NAME` is what `NAME` is compared with.
-        head_bytes: Size of the head's graph.
+        model_bytes: Size of the graph, and of the adapter if there is one.
         notes: Sentences added to the limits.
     """
     parts = (
@@ -47,7 +49,7 @@ def write_card(
         *_data(data, labels),
         "## How it was made",
         (
-            f"A head of {head_bytes:,} bytes on the trunk `{trunk.digest}` "
+            f"{_what(kind, adapter)} of {model_bytes:,} bytes on the trunk `{trunk.digest}` "
             f"({trunk.backbone}, {trunk.num_features} features)."
         ),
         *_origin(provenance),
@@ -55,6 +57,13 @@ def write_card(
         "\n".join(f"- {limit}" for limit in (*_limits(trunk, data, temperature, link), *notes)),
     )
     return "\n\n".join(parts) + "\n"
+
+
+def _what(kind: str, adapter: AdapterEntry | None) -> str:
+    if adapter is None:
+        return {"head": "A head", "tail": "A tail (the trunk's last stage and its head)"}[kind]
+    rank = f", rank {adapter.width}" if adapter.width else ""
+    return f"A head and an adapter ({adapter.kind}{rank})"
 
 
 def _accuracy(metrics: Mapping[str, Estimate]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A trained head to a bundle: its graph, golden samples, card and manifest."""
+"""A trained head, with an adapter or without, to a bundle: graph, golden samples and card."""
 
 import copy
 import dataclasses
@@ -11,7 +11,18 @@ from jaxtyping import Float, Int, UInt8
 from safetensors.numpy import save
 from torch import Tensor, nn
 
-from export.bundle import CARD, GOLDEN, HEAD, Bundle, Provenance, TrunkManifest
+from export.adapter import Adapter, adapted_features
+from export.bundle import (
+    ADAPTER,
+    CARD,
+    GOLDEN,
+    HEAD,
+    TRUNK_ADAPTED,
+    AdapterEntry,
+    Bundle,
+    Provenance,
+    TrunkManifest,
+)
 from export.card import write_card
 from export.errors import ExportError
 from export.onnx_file import EXAMPLE_ROWS, dynamic, graph_of
@@ -52,6 +63,8 @@ def bundle_head(
     data: DataRecord,
     metrics: Mapping[str, Estimate],
     provenance: Provenance,
+    adapter: Adapter | None = None,
+    adapted_graph: bytes | None = None,
     link: Literal["softmax", "sigmoid", "none"] = "softmax",
     temperature: float = 1.0,
     notes: Sequence[str] = (),
@@ -64,6 +77,8 @@ def bundle_head(
         pictures: Test pictures of the trunk's size; a handful become the golden samples.
         picture_labels: Index of each one's label.
         metrics: Accuracies by split; `baseline_NAME` is what `NAME` is compared with.
+        adapter: What changes the features that the head reads; then `adapted_graph` is needed, the
+            bytes of the trunk's `trunk_adapted.onnx`.
         notes: What else a reader of the card should know.
 
     Raises:
@@ -75,22 +90,55 @@ def bundle_head(
     _check_head(frozen, num_features=trunk.num_features, num_labels=len(labels))
     graph = export_head(frozen, num_features=trunk.num_features)
     golden = pictures[spread(picture_labels, NUM_GOLDEN)].cpu().numpy()
-    features = _features(trunk_graph, golden)
+    features = _features(trunk_graph, adapted_graph, adapter, golden)
     head_parity(frozen, graph, features)
     logits = run(open_session(graph), ("logits",), features)["logits"]
+    files = {HEAD: graph, **({ADAPTER: adapter.to_bytes()} if adapter else {})}
+    return pack(
+        files, golden, logits, task=task, labels=labels, trunk=trunk, data=data, metrics=metrics,
+        provenance=provenance, adapter=adapter.entry if adapter else None, link=link,
+        temperature=temperature, notes=notes,
+    )  # fmt: skip
+
+
+def pack(
+    files: Mapping[str, bytes],
+    golden: UInt8[np.ndarray, "golden height width 3"],
+    logits: Float[np.ndarray, "golden num_labels"],
+    *,
+    task: str,
+    labels: Sequence[str],
+    trunk: TrunkManifest,
+    data: DataRecord,
+    metrics: Mapping[str, Estimate],
+    provenance: Provenance,
+    kind: Literal["head", "adapter", "tail"] | None = None,
+    adapter: AdapterEntry | None = None,
+    link: Literal["softmax", "sigmoid", "none"] = "softmax",
+    temperature: float = 1.0,
+    notes: Sequence[str] = (),
+) -> Bundle:
+    """Add golden samples and the card to what answers, and name all of it in a manifest.
+
+    Args:
+        files: The graph, and the adapter if there is one.
+        golden: Pictures of the samples; `logits` are what serving computes of them.
+        kind: None says it by the adapter.
+
+    Raises:
+        BundleError: a field of the manifest is out of range.
+    """
+    kind = kind or ("adapter" if adapter else "head")
     card = write_card(
         task=task, labels=labels, link=link, temperature=temperature, trunk=trunk, data=data,
-        metrics=metrics, provenance=provenance, head_bytes=len(graph), notes=notes,
+        metrics=metrics, provenance=provenance, kind=kind, adapter=adapter,
+        model_bytes=sum(len(content) for content in files.values()), notes=notes,
     )  # fmt: skip
-    files = {
-        HEAD: graph,
-        GOLDEN: save({"pictures": golden, "logits": logits}),
-        CARD: card.encode(),
-    }
     return Bundle.pack(
-        files, task=task, labels=tuple(labels), link=link, temperature=temperature,
-        trunk=trunk.digest, num_features=trunk.num_features, preprocessing=trunk.preprocessing,
-        data=data.model_dump(), provenance=provenance,
+        {**files, GOLDEN: save({"pictures": golden, "logits": logits}), CARD: card.encode()},
+        task=task, kind=kind, adapter=adapter, labels=tuple(labels), link=link,
+        temperature=temperature, trunk=trunk.digest, num_features=trunk.num_features,
+        preprocessing=trunk.preprocessing, data=data.model_dump(), provenance=provenance,
         metrics={name: dataclasses.asdict(value) for name, value in metrics.items()},
     )  # fmt: skip
 
@@ -116,10 +164,20 @@ def spread(labels: Int[Tensor, " pictures"], num_picked: int) -> list[int]:
 
 
 def _features(
-    trunk_graph: bytes, pictures: UInt8[np.ndarray, "pictures height width 3"]
+    trunk_graph: bytes,
+    adapted_graph: bytes | None,
+    adapter: Adapter | None,
+    pictures: UInt8[np.ndarray, "pictures height width 3"],
 ) -> Float[np.ndarray, "pictures num_features"]:
     """What serving computes, so that golden logits hold no difference between frameworks."""
-    return run(open_session(trunk_graph), ("features",), pictures)["features"]
+    if adapter is None:
+        return run(open_session(trunk_graph), ("features",), pictures)["features"]
+    if adapted_graph is None:
+        raise ExportError(
+            f"The trunk has no {TRUNK_ADAPTED}, so it serves no adapters. Export it again, or "
+            "train a head or a tail."
+        )
+    return adapted_features(trunk_graph, adapted_graph, adapter, pictures)
 
 
 def _check_head(head: nn.Module, *, num_features: int, num_labels: int) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from export.bundle import (
     PRECISION_GRAPHS,
+    TRUNK_ADAPTED,
     Bundle,
     Digest,
     Precision,
@@ -207,8 +208,12 @@ def store_trunk(log: HeadLog, manifest_bytes: bytes, files: dict[str, bytes]) ->
         StoreError: the store cannot be written.
     """
     manifest = read_trunk_manifest(manifest_bytes)
-    for precision in manifest.precisions:
-        log.put_blob(files[PRECISION_GRAPHS[precision]])
+    for name in (
+        *(PRECISION_GRAPHS[precision] for precision in manifest.precisions),
+        TRUNK_ADAPTED,
+    ):
+        if name in manifest.files:
+            log.put_blob(files[name])
     return TrunkChange(trunk=manifest.digest, manifest=log.put_blob(manifest_bytes))
 
 

@@ -37,7 +37,9 @@ def write(trunk: TrunkReport, provenance: Provenance) -> Any:
             "data": DATA,
             "metrics": {"test": share(45, 50), "baseline_test": share(25, 50)},
             "provenance": provenance,
-            "head_bytes": 1234,
+            "kind": "head",
+            "adapter": None,
+            "model_bytes": 1234,
             "notes": (),
         }
         return write_card(**fields | changes)

@@ -12,16 +12,16 @@ from google.protobuf.message import Message
 from torch import nn
 from typing_extensions import override
 
-from export.onnx_file import EXAMPLE_ROWS, graph_of
+from export.onnx_file import EXAMPLE_ROWS, dynamic, graph_of
 
 
 def graph(module: nn.Module, width: int = 8) -> bytes:
     """The graph of a module that takes rows of this width."""
     return graph_of(
         module.eval(),
-        torch.zeros(EXAMPLE_ROWS, width),
-        rows="rows",
-        input_name="features",
+        (torch.zeros(EXAMPLE_ROWS, width),),
+        axes=({0: dynamic("rows")},),
+        input_names=("features",),
         output_names=("logits",),
     )
 

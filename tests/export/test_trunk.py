@@ -26,6 +26,7 @@ from typing_extensions import override
 from export import trunk as trunk_module
 from export.bundle import (
     STUDENT,
+    TRUNK_ADAPTED,
     TRUNK_GRAPH,
     TRUNK_MANIFEST,
     BundleError,
@@ -256,12 +257,12 @@ def test_a_trunk_names_nothing_of_the_machine(trunk: TrunkReport, trunk_folder: 
 # The folder
 
 
-def test_a_trunk_is_three_files(trunk: TrunkReport, trunk_folder: Path) -> None:
-    """No weights in a fourth."""
+def test_a_trunk_is_four_files(trunk: TrunkReport, trunk_folder: Path) -> None:
+    """No weights in a fifth."""
     manifest, files = read_trunk_folder(trunk_folder)
 
     assert manifest == trunk.manifest
-    assert set(files) == {TRUNK_GRAPH, STUDENT}
+    assert set(files) == {TRUNK_GRAPH, TRUNK_ADAPTED, STUDENT}
     assert {path.name for path in trunk_folder.iterdir()} == {*files, TRUNK_MANIFEST}
 
 
