@@ -1,8 +1,13 @@
-"""How much of the machine's own speed is left over HTTP?
+"""How much of the machine's own speed is left over HTTP, and what does Ray cost?
 
-Pictures per second of the service with 2 replicas, as a share of what two bare processes reach that
-only decode the same picture with the same function and run the same graph, each with one thread.
-The load generator shares the machine with the service and not with the bare processes.
+Pictures per second of the service with 2 replicas, as a share of what is reached by
+
+- two bare processes that only decode the same picture with the same function and run the same
+  graph, each with one thread;
+- two bare uvicorn processes that give the same answer without Ray (see `bare_server.py`), each
+  with half of the connections.
+
+The load generator shares the machine with the service and with uvicorn, not with the former.
 """
 
 from __future__ import annotations
@@ -14,8 +19,8 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from benchmarks.fixtures import make_bundle, make_trunk, photograph, serving
-from benchmarks.load import run_load
+from benchmarks.fixtures import make_bundle, make_trunk, photograph, running, serving
+from benchmarks.load import Load, run_spread_load
 from benchmarks.report import arguments, finish, median_of, note
 from export.bundle import TRUNK_GRAPH, read_trunk_folder
 from models.pictures import load_picture
@@ -24,52 +29,56 @@ from serve.engine import Engine
 
 CONNECTIONS = 8
 PROCESSES = 2
+TASK = "photos"
 
 
 def main() -> None:
-    """Alternate between the bare processes and the service."""
+    """Alternate between the bare processes, uvicorn and the service."""
     chosen = arguments(__doc__ or "")
     rounds, seconds = (5, 3.0) if chosen.quick else (9, 8.0)
     jpeg = photograph()
+    bare_rates: list[float] = []
+    uvicorn_loads: list[Load] = []
+    loads: list[Load] = []
     with tempfile.TemporaryDirectory() as name:
         trunk, store = Path(name) / "trunk", Path(name) / "store"
         make_trunk(trunk)
-        bundle = make_bundle(trunk, task="photos", seed=0)
         with Bare(trunk, jpeg) as bare, serving(store, trunk=trunk) as service:
             with Client(service["url"]) as client:
-                client.push(bundle)
-            bare_rates: list[float] = []
-            http_rates: list[float] = []
-            p50s: list[float] = []
-            p99s: list[float] = []
-            for number in range(rounds):
-                bare_rates.append(bare.rate(seconds))
-                load = asyncio.run(
-                    run_load(
-                        f"{service['url']}/predict/photos",
-                        jpeg,
-                        connections=CONNECTIONS,
-                        seconds=seconds,
+                client.push(make_bundle(trunk, task=TASK, seed=0))
+            uvicorn = ("-m", "benchmarks.bare_server", str(store), TASK)
+            with running(*uvicorn) as first, running(*uvicorn) as second:
+                for number in range(rounds):
+                    bare_rates.append(bare.rate(seconds))
+                    uvicorn_loads.append(_load([first["url"], second["url"]], jpeg, seconds))
+                    loads.append(_load([f"{service['url']}/predict/{TASK}"], jpeg, seconds))
+                    note(
+                        f"round {number + 1} of {rounds}: bare {bare_rates[-1]:.0f}/s, "
+                        f"uvicorn {uvicorn_loads[-1].rate:.0f}/s, HTTP {loads[-1].rate:.0f}/s"
                     )
-                )
-                assert not load.num_failed, f"{load.num_failed} requests failed"
-                ordered = sorted(load.latencies_s)
-                http_rates.append(load.rate)
-                p50s.append(1000 * ordered[len(ordered) // 2])
-                p99s.append(1000 * ordered[int(len(ordered) * 0.99)])
-                note(
-                    f"round {number + 1} of {rounds}: bare {bare_rates[-1]:.0f}/s, "
-                    f"HTTP {http_rates[-1]:.0f}/s"
-                )
-    ratios = [http / own for http, own in zip(http_rates, bare_rates, strict=True)]
+    rates = [load.rate for load in loads]
+    uvicorn_rates = [load.rate for load in uvicorn_loads]
+    p50s, p99s = ([load.latency_ms(share) for load in loads] for share in (0.5, 0.99))
     figures = [
-        median_of("HTTP / bare processes", ratios, unit="ratio", aim=">= 0.60"),
-        median_of("HTTP, 2 replicas", http_rates, unit="pictures/s"),
+        median_of("HTTP / bare processes", _ratios(rates, bare_rates), unit="ratio", aim=">= 0.68"),
+        median_of("HTTP / uvicorn", _ratios(rates, uvicorn_rates), unit="ratio", aim=">= 0.95"),
+        median_of("HTTP, 2 replicas", rates, unit="pictures/s"),
         median_of("2 bare processes", bare_rates, unit="pictures/s"),
+        median_of("2 bare uvicorn processes", uvicorn_rates, unit="pictures/s"),
         median_of(f"latency p50, {CONNECTIONS} connections", p50s, unit="ms"),
         median_of(f"latency p99, {CONNECTIONS} connections", p99s, unit="ms"),
     ]
     finish("http_throughput", figures, chosen)
+
+
+def _load(urls: list[str], jpeg: bytes, seconds: float) -> Load:
+    load = asyncio.run(run_spread_load(urls, jpeg, connections=CONNECTIONS, seconds=seconds))
+    assert not load.num_failed, f"{load.num_failed} requests failed"
+    return load
+
+
+def _ratios(ours: list[float], theirs: list[float]) -> list[float]:
+    return [own / other for own, other in zip(ours, theirs, strict=True)]
 
 
 class Bare:

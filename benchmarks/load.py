@@ -1,15 +1,21 @@
 """A load generator: keep-alive connections that each send the next request when one is answered.
 
-Plain asyncio streams, because an HTTP client library would cost more than the service that it is
-meant to load, and both share the machine.
+A bare asyncio protocol, because an HTTP client library would cost more than the service that it is
+meant to load, and both share the machine. (Streams took 0.21 to 0.38 ms a request.)
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
+
+from typing_extensions import override
+
+CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+END_OF_HEAD = b"\r\n\r\n"
 
 
 @dataclass
@@ -25,38 +31,89 @@ class Load:
         """Answered requests per second."""
         return len(self.latencies_s) / self.seconds
 
+    def latency_ms(self, share: float) -> float:
+        """A quantile of the latencies, such as 0.99."""
+        ordered = sorted(self.latencies_s)
+        return 1000 * ordered[int(len(ordered) * share)]
+
 
 async def run_load(
     url: str, body: bytes, *, connections: int, seconds: float, warm_up_s: float = 0.5
 ) -> Load:
     """POST `body` to `url` over and over; what is answered in the warm-up is not counted."""
-    parts = urlsplit(url)
-    head = f"POST {parts.path}{'?' + parts.query if parts.query else ''} HTTP/1.1\r\n"
-    request = f"{head}Host: {parts.netloc}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    return await run_spread_load(
+        [url], body, connections=connections, seconds=seconds, warm_up_s=warm_up_s
+    )
+
+
+async def run_spread_load(
+    urls: list[str], body: bytes, *, connections: int, seconds: float, warm_up_s: float = 0.5
+) -> Load:
+    """The same with the connections shared out among several servers."""
+    loop = asyncio.get_running_loop()
     load, began_s = Load(seconds), time.monotonic() + warm_up_s
-
-    async def connection() -> None:
-        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-        while (sent_s := time.monotonic()) < began_s + seconds:
-            # One write: a body that trails its head is held back by Nagle's algorithm.
-            writer.write(request)
-            is_answered = await _read_answer(reader)
-            if sent_s >= began_s and is_answered:
-                load.latencies_s.append(time.monotonic() - sent_s)
-            load.num_failed += not is_answered
-        writer.close()
-
-    await asyncio.gather(*(connection() for _ in range(connections)))
+    opened = []
+    for number in range(connections):
+        url = urls[number % len(urls)]
+        host, _, port = urlsplit(url).netloc.partition(":")
+        connection = _Connection(_request_of(url, body), load, began_s)
+        await loop.create_connection(lambda opening=connection: opening, host, int(port))
+        opened.append(connection)
+    await asyncio.gather(*(connection.is_over for connection in opened))
     return load
 
 
-async def _read_answer(reader: asyncio.StreamReader) -> bool:
-    """Whether the answer's status is 200."""
-    head = await reader.readuntil(b"\r\n\r\n")
-    length = next(
-        int(line.partition(b":")[2])
-        for line in head.lower().split(b"\r\n")
-        if line.startswith(b"content-length:")
-    )
-    await reader.readexactly(length)
-    return head.split(b" ", 2)[1] == b"200"
+class _Connection(asyncio.Protocol):
+    """One request at a time, until the time is over or the server hangs up."""
+
+    def __init__(self, request: bytes, load: Load, began_s: float) -> None:
+        self.is_over = asyncio.get_running_loop().create_future()
+        self._request, self._load, self._began_s = request, load, began_s
+        self._transport: asyncio.WriteTransport | None = None
+        self._received = b""
+        self._sent_s = 0.0
+        self._is_waiting = False
+
+    @override
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        self._transport = transport
+        self._send()
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, found, answer = self._received.partition(END_OF_HEAD)
+        if not found:
+            return
+        length = CONTENT_LENGTH.search(head)
+        assert length is not None, "an answer without content-length"
+        if len(answer) < int(length[1]):
+            return
+        is_answered = head.split(b" ", 2)[1] == b"200"
+        if self._sent_s >= self._began_s and is_answered:
+            self._load.latencies_s.append(time.monotonic() - self._sent_s)
+        self._load.num_failed += not is_answered
+        self._received, self._is_waiting = b"", False
+        self._send()
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._load.num_failed += self._is_waiting
+        self.is_over.set_result(None)
+
+    def _send(self) -> None:
+        assert self._transport is not None
+        self._sent_s = time.monotonic()
+        if self._sent_s >= self._began_s + self._load.seconds:
+            self._transport.close()
+            return
+        self._is_waiting = True
+        # One write: a body that trails its head is held back by Nagle's algorithm.
+        self._transport.write(self._request)
+
+
+def _request_of(url: str, body: bytes) -> bytes:
+    parts = urlsplit(url)
+    head = f"POST {parts.path}{'?' + parts.query if parts.query else ''} HTTP/1.1\r\n"
+    return f"{head}Host: {parts.netloc}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body

@@ -28,7 +28,7 @@ class Predict:
         """Ask one task of every picture in the body."""
         top = _top(request)
         answers = await self._ask(request, (request.path_params["task"],))
-        results = [_result(picture[0], top) for picture in answers]
+        results = [result_of(picture[0], top) for picture in answers]
         live = answers[0][0].live
         headers = {
             "x-headstock-version": str(live.version),
@@ -43,11 +43,11 @@ class Predict:
         top = _top(request)
         answers = await self._ask(request, _tasks(request))
         if len(answers) == 1:
-            return JSONResponse({"results": [_result(answer, top) for answer in answers[0]]})
+            return JSONResponse({"results": [result_of(answer, top) for answer in answers[0]]})
         return JSONResponse(
             {
                 "results": [
-                    {"picture": number, **_result(answer, top)}
+                    {"picture": number, **result_of(answer, top)}
                     for number, picture in enumerate(answers)
                     for answer in picture
                 ]
@@ -116,7 +116,8 @@ def _top(request: Request) -> int | None:
     return int(value)
 
 
-def _result(answer: Answer, top: int | None) -> dict[str, object]:
+def result_of(answer: Answer, top: int | None) -> dict[str, object]:
+    """The JSON object of one answer, with all its scores or the `top` best."""
     live, labels = answer.live, answer.live.head.labels
     scores = answer.scores.tolist()
     best = int(np.argmax(answer.scores))
