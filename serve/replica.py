@@ -5,11 +5,13 @@ Knows neither HTTP nor Ray: a replica can be run in a test, or in a program of o
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import statistics
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
@@ -29,6 +31,7 @@ from serve import gates
 from serve.batcher import Batcher
 from serve.engine import Engine, LiveHead, Snapshot
 from serve.headlog import HeadLog, StoreError
+from serve.jobs import Answer, Job
 from serve.link import Link
 from serve.metrics import Metrics
 from serve.precision import choose_precision
@@ -99,6 +102,25 @@ class Replica:
         self._history = self.log.follow(self._history)
         return self._history
 
+    def ask(
+        self, pictures: Sequence[bytes], tasks: tuple[str, ...] | None, deadline_s: float
+    ) -> Future[list[list[Answer]]]:
+        """Decode pictures in a thread, which then queues the request itself.
+
+        On a small machine each hand-over between threads costs about as much as a head's run, so a
+        request goes from its caller to one decoder, to the engine, and back. One decoder takes all
+        its pictures: a request of many would otherwise keep the others from single ones.
+
+        Args:
+            deadline_s: See `Job`.
+
+        Returns:
+            Answers as [picture][task], or what `decode` or `Batcher.submit` raise.
+        """
+        done: Future[list[list[Answer]]] = Future()
+        self.decoders.submit(self._decode_and_queue, pictures, tasks, deadline_s, done)
+        return done
+
     def decode(self, data: bytes) -> NDArray[np.uint8]:
         """A picture as the trunk takes it, uint8 [size, size, 3].
 
@@ -149,6 +171,23 @@ class Replica:
         self.watcher.stop()
         self.batcher.close()
         self.decoders.shutdown(wait=False)
+
+    def _decode_and_queue(
+        self,
+        pictures: Sequence[bytes],
+        tasks: tuple[str, ...] | None,
+        deadline_s: float,
+        done: Future[list[list[Answer]]],
+    ) -> None:
+        if done.cancelled():  # the caller has gone
+            return
+        try:
+            decoded = [self.decode(data) for data in pictures]
+            self.batcher.submit(Job(decoded, tasks, deadline_s, done))
+        # Whatever it is, it is this request's answer; a thread of a pool has nobody to tell.
+        except Exception as error:  # noqa: BLE001
+            with contextlib.suppress(InvalidStateError):
+                done.set_exception(error)
 
     def _batch_size(self) -> tuple[int, float]:
         """Pictures in a batch, and seconds for each, as measured on this device now."""

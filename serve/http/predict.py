@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from serve.http.body import pictures_in, read_body
 from serve.http.problems import RequestError
-from serve.jobs import Answer, DeadlineError, Job
+from serve.jobs import Answer, DeadlineError
 from serve.replica import Replica
 
 MAX_TOP_DIGITS = 6
@@ -61,14 +61,11 @@ class Predict:
         body = await read_body(request, max_bytes=settings.max_body_bytes)
         deadline_s = time.monotonic() + timeout_s
         pictures = await pictures_in(request, body, max_pictures=settings.max_pictures)
-        loop = asyncio.get_running_loop()
-        decoded = await asyncio.gather(
-            *(loop.run_in_executor(replica.decoders, replica.decode, data) for data in pictures)
-        )
-        answered = asyncio.wrap_future(replica.batcher.submit(Job(decoded, tasks, deadline_s)))
+        answered = asyncio.wrap_future(replica.ask(pictures, tasks, deadline_s))
         try:
             # A caller that goes away cancels this, and with it the rows that have not started.
-            return await asyncio.wait_for(answered, deadline_s - time.monotonic())
+            async with asyncio.timeout(deadline_s - time.monotonic()):
+                return await answered
         except (TimeoutError, DeadlineError):
             raise DeadlineError(timeout_s) from None
 
