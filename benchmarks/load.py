@@ -56,7 +56,7 @@ async def run_spread_load(
     for number in range(connections):
         url = urls[number % len(urls)]
         host, _, port = urlsplit(url).netloc.partition(":")
-        connection = _Connection(_request_of(url, body), load, began_s)
+        connection = _Connection(request_of(url, body), load, began_s)
         await loop.create_connection(lambda opening=connection: opening, host, int(port))
         opened.append(connection)
     await asyncio.gather(*(connection.is_over for connection in opened))
@@ -113,7 +113,8 @@ class _Connection(asyncio.Protocol):
         self._transport.write(self._request)
 
 
-def _request_of(url: str, body: bytes) -> bytes:
+def request_of(url: str, body: bytes) -> bytes:
+    """The bytes of a POST."""
     parts = urlsplit(url)
     head = f"POST {parts.path}{'?' + parts.query if parts.query else ''} HTTP/1.1\r\n"
     return f"{head}Host: {parts.netloc}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body

@@ -1,0 +1,85 @@
+"""An open load: requests are sent at Poisson times, whether or not those before were answered."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.load import CONTENT_LENGTH, END_OF_HEAD, Load, request_of
+
+
+async def run_open_load(
+    url: str, body: bytes, *, rate: float, seconds: float, seed: int, warm_up_s: float = 0.5
+) -> Load:
+    """POST `body` to `url`, `rate` times a second, on as many connections as it takes.
+
+    A latency counts from when the request was due, so a sender that is late hides nothing.
+    """
+    parts, request = urlsplit(url), request_of(url, body)
+    load, idle = Load(seconds), list[_Connection]()
+    began_s = time.monotonic() + warm_up_s
+
+    async def send(due_s: float) -> None:
+        connection = idle.pop() if idle else _Connection(parts.hostname, parts.port)
+        is_answered = await connection.post(request)
+        idle.append(connection)
+        if due_s >= began_s and is_answered:
+            load.latencies_s.append(time.monotonic() - due_s)
+        load.num_failed += not is_answered
+
+    async with asyncio.TaskGroup() as sending:
+        for due_s in _poisson_times(rate, warm_up_s + seconds, seed) + began_s - warm_up_s:
+            await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+            sending.create_task(send(due_s))
+    for connection in idle:
+        connection.close()
+    return load
+
+
+class _Connection:
+    """One keep-alive connection."""
+
+    def __init__(self, host: str | None, port: int | None) -> None:
+        self._host, self._port = host, port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def post(self, request: bytes) -> bool:
+        """Whether the answer's status is 200."""
+        is_used = self._streams is not None
+        if self._streams is None:
+            self._streams = await asyncio.open_connection(self._host, self._port)
+        reader, writer = self._streams
+        try:
+            # One write: a body that trails its head is held back by Nagle's algorithm.
+            writer.write(request)
+            return await _read_answer(reader)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            # A proxy may close a connection that was idle; a client sends again.
+            self.close()
+            if not is_used:
+                raise
+            return await self.post(request)
+
+    def close(self) -> None:
+        """A later request opens it anew."""
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+
+async def _read_answer(reader: asyncio.StreamReader) -> bool:
+    head = await reader.readuntil(END_OF_HEAD)
+    length = CONTENT_LENGTH.search(head)
+    assert length is not None, "an answer without content-length"
+    await reader.readexactly(int(length[1]))
+    return head.split(b" ", 2)[1] == b"200"
+
+
+def _poisson_times(rate: float, seconds: float, seed: int) -> NDArray[np.float64]:
+    """Arrivals in [0, seconds), rising."""
+    chance = np.random.default_rng(seed)
+    return np.sort(chance.uniform(0, seconds, chance.poisson(rate * seconds)))
