@@ -293,6 +293,7 @@ class AnyOrder:
         """A job that has not ended is waiting or started, and started ones alone are in memory."""
         waiting, started = set(self.batcher._waiting), set(self.batcher._started)
         assert not waiting & started
+        assert self.batcher._absent <= waiting
         assert set(self.submitted) - self.ended <= waiting | started
         used = Counter(
             (head.task, head.version)
