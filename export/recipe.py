@@ -3,27 +3,33 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-from export.bundle import STUDENT, TRUNK_GRAPH, Bundle, read_trunk_folder
+from export.adapter import Adapter
+from export.bundle import STUDENT, TRUNK_ADAPTED, TRUNK_GRAPH, Bundle, read_trunk_folder
 from export.errors import ExportError
 from export.head import bundle_head
 from export.provenance import provenance_of
+from export.tail import bundle_tail
 from export.trunk import TrunkReport, export_trunk
 from models.checkpoint import load_student, restore_backbone
+from models.comparison import Strategy
 from models.data import PictureData, Split, to_batch
 from models.progress import ProgressCallback, unheard
 from models.recipe import load_samples, read_data
-from models.train_head import HeadKind, TrainedHead, train_head
+from models.specialise import WIDTH
+from models.train_head import HeadKind
+from models.train_task import TrainedTask, compare_strategies, train_task
 
 MAX_GOLDEN_CANDIDATES = 512  # test pictures among which the golden samples are chosen
 
 
 @dataclass(frozen=True)
 class MadeHead:
-    """A head that was trained and bundled."""
+    """A head, an adapter or a tail that was trained and bundled."""
 
     data: PictureData
-    trained: TrainedHead
+    trained: TrainedTask
     bundle: Bundle
 
 
@@ -51,16 +57,21 @@ def make_head(
     trunk: Path,
     *,
     task: str,
-    kind: HeadKind | None,
+    strategy: Strategy | Literal["auto"] = "head",
+    kind: HeadKind | None = None,
+    width: int = WIDTH,
     seed: int,
     command: str,
     max_train: int | None = None,
     progress: ProgressCallback = unheard,
 ) -> MadeHead:
-    """Train a head for a folder of pictures on a trunk, and bundle it.
+    """Train a head, an adapter or a tail for a folder of pictures on a trunk, and bundle it.
 
     Args:
-        kind: None chooses by the number of pictures.
+        strategy: "auto" compares all and takes the smallest that does not lose; see
+            `models.comparison.smallest_that_does_not_lose`.
+        kind: Of a head alone; None chooses by the number of pictures.
+        width: Rank of "lora", channels of "adapter".
         max_train: Learn from about so many pictures, and from all of them if it is None.
 
     Raises:
@@ -83,22 +94,44 @@ def make_head(
             train=_every_nth(data.train, max_train * 3 // 4),
             validation=_every_nth(data.validation, max_train // 4),
         )
-    trained = train_head(backbone, data, kind=kind, progress=progress)
+    if strategy == "auto":
+        trained = compare_strategies(backbone, data, width=width, seed=seed, progress=progress)
+    else:
+        trained = train_task(
+            backbone, data, strategy=strategy, kind=kind, width=width, seed=seed, progress=progress
+        )
     candidates = _every_nth(data.test, MAX_GOLDEN_CANDIDATES)
-    bundle = bundle_head(
-        trained.head,
-        task=task,
-        labels=data.labels,
-        trunk=manifest,
-        trunk_graph=files[TRUNK_GRAPH],
-        pictures=to_batch(candidates.pictures, manifest.preprocessing),
-        picture_labels=candidates.labels,
-        data=data.record(),
-        metrics=trained.metrics,
-        provenance=provenance_of(command=command, seed=seed),
-        notes=trained.notes,
-    )
+    about: dict[str, Any] = {
+        "task": task,
+        "labels": data.labels,
+        "trunk": manifest,
+        "trunk_graph": files[TRUNK_GRAPH],
+        "pictures": to_batch(candidates.pictures, manifest.preprocessing),
+        "picture_labels": candidates.labels,
+        "data": data.record(),
+        "metrics": trained.metrics,
+        "provenance": provenance_of(command=command, seed=seed),
+        "notes": trained.notes,
+    }
+    bundle = _bundle(trained, about, adapted_graph=files.get(TRUNK_ADAPTED))
     return MadeHead(data, trained, bundle)
+
+
+def _bundle(trained: TrainedTask, about: dict[str, Any], *, adapted_graph: bytes | None) -> Bundle:
+    special = trained.special
+    if special is None:
+        return bundle_head(trained.head.head, **about)
+    if special.adapter is None:
+        return bundle_tail(special.tail, **about)
+    if adapted_graph is None:
+        raise ExportError(
+            f"The trunk's folder has no {TRUNK_ADAPTED}, which adapters run on: it was exported by "
+            "an older version, or has no layer for adapters. Export the student again."
+        )
+    kind, weights = special.adapter
+    return bundle_head(
+        special.tail.head, adapter=Adapter(kind, weights), adapted_graph=adapted_graph, **about
+    )
 
 
 def _every_nth(split: Split, num_pictures: int) -> Split:

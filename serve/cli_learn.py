@@ -6,6 +6,7 @@ command line works in an image without torch.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import sys
@@ -184,13 +185,20 @@ def head(
     task: Annotated[str, typer.Option(help="Name that callers will use.")],
     out: Out,
     strategy: Annotated[
-        Literal["linear", "cosine"] | None,
-        typer.Option(help="linear, or cosine prototypes; by the number of pictures if not given."),
-    ] = None,
+        Literal["head", "linear", "cosine", "bias", "ssf", "lora", "adapter", "tail", "auto"],
+        typer.Option(
+            help="head, by the number of pictures linear or cosine prototypes; an adapter (bias, "
+            "ssf, lora, adapter) or a tail with its head; auto: compare them all, and take the "
+            "smallest that does not lose in cross-validation."
+        ),
+    ] = "head",
+    width: Annotated[
+        int, typer.Option(min=1, max=64, help="Rank of lora, channels of adapter.")
+    ] = 4,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train a head on a trunk and write it as a bundle, ready to push."""
+    """Train a head, an adapter or a tail on a trunk and write it as a bundle, ready to push."""
     from export.recipe import make_head  # noqa: PLC0415
 
     with _progress() as progress:
@@ -198,21 +206,29 @@ def head(
             data,
             trunk,
             task=task,
-            kind=strategy,
+            strategy="head" if strategy in {"linear", "cosine"} else strategy,
+            kind=strategy if strategy in {"linear", "cosine"} else None,
+            width=width,
             seed=seed,
             command=_command(),
             progress=progress,
         )
     made.bundle.write(out)
     _say(*_left_out(made.data), *made.trained.notes)
-    more = {
-        "strategy": made.trained.kind,
+    more: dict[str, Any] = {
+        "strategy": made.trained.strategy,
         "bundle": made.bundle.digest,
         "bundle_bytes": made.bundle.size_bytes,
         "pictures": made.data.counts,
         "out": str(out),
     }
-    _show(f"head of {task}", made.trained.metrics, more, as_json=as_json)
+    if made.trained.strategy == "head":
+        more["strategy"] = made.trained.head.kind
+    if as_json and made.trained.rows:
+        more["compared"] = [dataclasses.asdict(row) for row in made.trained.rows]
+    _show(f"{made.trained.strategy} of {task}", made.trained.metrics, more, as_json=as_json)
+    if made.trained.rows and not as_json:
+        console.print(_comparison(made.trained.rows))
 
 
 def demo(
@@ -269,6 +285,19 @@ def _balance(counts: dict[str, dict[str, int]]) -> Table:
     table = Table("pictures", *counts)
     for label in next(iter(counts.values())):
         table.add_row(label, *(str(split[label]) for split in counts.values()))
+    return table
+
+
+def _comparison(rows: Any) -> Table:
+    """Every strategy that was trained, on the same pictures."""
+    columns = ("strategy", "cross-validated", "test", "against the head", "bytes", "seconds")
+    table = Table(*columns, title="accuracy with 95 % intervals")
+    for row in rows:
+        unseen = str(row.cross_validated) if row.cross_validated else "-"
+        versus = str(row.against_head.value)
+        table.add_row(
+            row.strategy, unseen, str(row.test), versus, f"{row.num_bytes:,}", f"{row.seconds:.1f}"
+        )
     return table
 
 

@@ -103,7 +103,7 @@ def test_predictions_over_http_equal_pytorch(learned: Learned, tmp_path: Path) -
                 for answer in answers:
                     asked = learned.heads[answer.task]
                     with torch.no_grad():
-                        expected = asked.trained.head(features).softmax(dim=-1)[0]
+                        expected = asked.trained.head.head(features).softmax(dim=-1)[0]
                     found = torch.tensor([answer.scores[label] for label in asked.data.labels])
                     # Logits agree to 1e-4 of their scale (the export's own limit); a softmax
                     # shrinks differences of logits at least fourfold.
