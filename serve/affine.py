@@ -28,7 +28,7 @@ MAX_FOLD_MULTIPLICATIONS = 2**30
 
 @dataclass(frozen=True, eq=False)
 class AffineMap:
-    """Features float32 [rows, num_features] -> logits float32 [rows, labels], by one product.
+    """Features float32 [rows, num_features] -> logits float32 [rows, labels], each row by itself.
 
     Args:
         weight: Float32 [labels, num_features].
@@ -51,7 +51,10 @@ class AffineMap:
         if self.floor is not None:
             norms: NDArray[np.float32] = np.sqrt(np.einsum("rf,rf->r", features, features))
             features = np.asarray(features / np.maximum(norms, self.floor)[:, None], np.float32)
-        return np.asarray(features @ self.weight.T + self.bias, np.float32)
+        # A product for each row: one for all of them would round a row by who is beside it. It costs
+        # 12 us more for 32 rows and 25 labels.
+        products = np.matmul(features[:, None, :], self.weight.T)[:, 0]
+        return np.asarray(products + self.bias, np.float32)
 
 
 def recognise(model: onnx.ModelProto) -> AffineMap | None:

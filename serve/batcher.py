@@ -24,7 +24,7 @@ from serve.jobs import (
     UnknownTaskError,
 )
 from serve.metrics import Metrics
-from serve.residency import AllResident, Residency
+from serve.residency import AdaptersTooLargeError, AllResident, Residency
 from serve.schedule import Schedule
 from serve.work import Unit, Work, run_units
 
@@ -303,7 +303,13 @@ class Batcher:
 
     def _start(self, work: Work) -> bool:
         """Whether all is in memory; if so, the job is in flight from now on."""
-        if not self._residency.pin(work.heads):
+        try:
+            is_there = self._residency.pin(work.heads)
+        except AdaptersTooLargeError as error:
+            self._forget(work.job)
+            work.fail(error)
+            return False
+        if not is_there:
             self._absent.add(work.job)
             return False
         self._forget(work.job)

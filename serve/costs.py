@@ -14,8 +14,9 @@ from onnx import helper
 
 from serve import svm
 
-# Largest batch that a head is run with; the bounds below are for so many rows.
-ROWS = 64
+# Batches that a graph's cost is counted for; the bounds below are for so many rows.
+HEAD_ROWS = 64
+TAIL_ROWS = 8  # whose rows are maps
 # Twice what 64 rows of 2,048 features and 100,000 labels need: about half a second on one core.
 MAX_ELEMENTS = 2**26
 MAX_MULTIPLICATIONS = 2**34
@@ -29,14 +30,14 @@ class CostError(Exception):
     """A graph costs too much, or what it costs cannot be known."""
 
 
-def check_costs(model: onnx.ModelProto) -> None:
-    """Bound the elements that a head's nodes give and the multiplications of its products.
+def check_costs(model: onnx.ModelProto, *, rows: int) -> None:
+    """Bound the elements that a graph's nodes give and the multiplications of its products.
 
     Raises:
         CostError: more than a head needs, or a shape that only a run would show.
     """
     machines = _machines(model)
-    shapes = _shapes(model, machines)
+    shapes = _shapes(model, machines, rows)
     num_elements = num_multiplications = 0
     for node in model.graph.node:
         for name in filter(None, node.output):
@@ -48,10 +49,12 @@ def check_costs(model: onnx.ModelProto) -> None:
             num_elements += size * max(1, len(node.input))
             if node.op_type in {"MatMul", "Gemm"}:
                 num_multiplications += size * _depth(node, shapes)
+            elif node.op_type == "Conv":
+                num_multiplications += size * math.prod(shapes.get(node.input[1], ())[1:])
     for node, machine in machines:
-        if shapes.get(node.input[0]) != (ROWS, machine.num_features):
+        if shapes.get(node.input[0]) != (rows, machine.num_features):
             raise CostError(f"{node.op_type} takes {machine.num_features} numbers a row.")
-        num_kernels = ROWS * machine.num_vectors
+        num_kernels = rows * machine.num_vectors
         num_elements += num_kernels
         num_multiplications += num_kernels * (machine.num_features + machine.num_outputs)
     for what, needed, allowed in (
@@ -59,9 +62,7 @@ def check_costs(model: onnx.ModelProto) -> None:
         ("multiplications", num_multiplications, MAX_MULTIPLICATIONS),
     ):
         if needed > allowed:
-            raise CostError(
-                f"{ROWS} rows need {needed} {what}; at most {allowed} are accepted of a head."
-            )
+            raise CostError(f"{rows} rows need {needed} {what}; at most {allowed} are accepted.")
 
 
 _Machines = Sequence[tuple[onnx.NodeProto, svm.Svm]]
@@ -75,8 +76,8 @@ def _machines(model: onnx.ModelProto) -> _Machines:
         raise CostError(f"A support vector machine is not understood: {error}.") from error
 
 
-def _shapes(model: onnx.ModelProto, machines: _Machines) -> Mapping[str, Shape]:
-    """Shapes of all tensors for a batch of `ROWS`; one that is not wholly known is left out."""
+def _shapes(model: onnx.ModelProto, machines: _Machines, rows: int) -> Mapping[str, Shape]:
+    """Shapes of all tensors for a batch of `rows`; one that is not wholly known is left out."""
     batch = onnx.ModelProto()
     batch.CopyFrom(model)
     # What a file says of its own shapes is not believed; inference says them anew.
@@ -84,17 +85,17 @@ def _shapes(model: onnx.ModelProto, machines: _Machines) -> Mapping[str, Shape]:
     for value in batch.graph.output:
         value.type.tensor_type.ClearField("shape")
     for value in batch.graph.input:
-        if value.name == "features":
-            value.type.tensor_type.shape.dim[0].dim_value = ROWS
+        if value.name in {"features", "prefix"}:
+            value.type.tensor_type.shape.dim[0].dim_value = rows
     # Nothing is inferred of a machine, so its outputs are put in from outside.
     for node, machine in machines:
         batch.graph.node.remove(node)
         *labels, scores = node.output
         batch.graph.input.extend(
-            helper.make_tensor_value_info(name, INT64, (ROWS,)) for name in filter(None, labels)
+            helper.make_tensor_value_info(name, INT64, (rows,)) for name in filter(None, labels)
         )
         batch.graph.input.append(
-            helper.make_tensor_value_info(scores, FLOAT, (ROWS, machine.num_outputs))
+            helper.make_tensor_value_info(scores, FLOAT, (rows, machine.num_outputs))
         )
     try:
         graph = onnx.shape_inference.infer_shapes(batch, strict_mode=True, data_prop=True).graph

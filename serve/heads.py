@@ -11,11 +11,16 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from export.bundle import HEAD, Bundle, Manifest
+from export.bundle import HEAD, TAIL, Bundle, Manifest
 from serve.affine import AffineMap, recognise
 from serve.onnx_session import open_session
 
 Link = Literal["softmax", "sigmoid", "none"]
+
+
+def graph_file(manifest: Manifest) -> str:
+    """The file of a bundle that gives the logits."""
+    return TAIL if manifest.kind == "tail" else HEAD
 
 
 class HeadOutputError(Exception):
@@ -26,6 +31,8 @@ class HeadOutputError(Exception):
 class Head:
     """A loaded head: features float32 [rows, num_features] -> logits float32 [rows, labels].
 
+    A tail is one that takes prefix maps, float32 [rows, channels, height, width], instead.
+
     Args:
         runner: Packed weights, or a small session for whatever is not affine.
         temperature: Logits are divided by it before the link.
@@ -35,15 +42,19 @@ class Head:
     labels: tuple[str, ...]
     link: Link
     temperature: float
+    takes: Literal["features", "prefix"] = "features"
 
     @classmethod
     def of_bundle(cls, bundle: Bundle) -> Head:
-        """Load the head of a bundle that has passed the gates."""
-        return cls.of_graph(bundle.files[HEAD], bundle.manifest)
+        """Load the head or the tail of a bundle that has passed the gates."""
+        return cls.of_graph(bundle.files[graph_file(bundle.manifest)], bundle.manifest)
 
     @classmethod
     def of_graph(cls, graph: bytes, manifest: Manifest) -> Head:
-        """Load the head from the two files of its bundle that say what it computes."""
+        """Load it from the two files of its bundle that say what it computes."""
+        if manifest.kind == "tail":
+            session = open_session(graph)
+            return cls(session, manifest.labels, manifest.link, manifest.temperature, "prefix")
         runner = recognise(onnx.load_model_from_string(graph)) or open_session(graph)
         return cls(runner, manifest.labels, manifest.link, manifest.temperature)
 
@@ -56,20 +67,20 @@ class Head:
         """Float32 [rows, labels]; what ONNX Runtime raises is not caught here."""
         if isinstance(self.runner, AffineMap):
             return self.runner(features)
-        return np.asarray(self.runner.run(["logits"], {"features": features})[0])
+        return np.asarray(self.runner.run(["logits"], {self.takes: features})[0])
 
 
 def logits_of(
     features: NDArray[np.float32], heads: Sequence[Head]
 ) -> list[NDArray[np.float32] | HeadOutputError]:
-    """Run every row's own head; rows of one head share a product or a run.
+    """Run every row's own head; rows of one head share a run.
 
-    The answer to a row is the same, bit for bit, whatever rows of other heads are beside it. Rows
-    of its own head may change it by float rounding: one row is multiplied in another order than
-    several.
+    The answer to a row is the same, bit for bit, whatever rows of other heads are beside it, and
+    from a packed head whatever rows are. In a session, rows of its own head may change it by float
+    rounding: one row is multiplied in another order than several.
 
     Args:
-        features: Float32 [rows, num_features].
+        features: Float32 [rows, num_features]; for tails prefix maps.
         heads: One for each row.
 
     Returns:
@@ -79,7 +90,7 @@ def logits_of(
     # Each packed head's own product. Measured against gathering the weights of equal class counts
     # into one batched product, 576 features, 2-100 classes, one thread of an AMD EPYC: 65 against
     # 123 us for 8 rows of 8 heads, 255 against 424 us for 32 of 32 (the gather copies what the
-    # product then reads once); rows of one head take 6 and 14 us.
+    # product then reads once).
     for places in _groups(map(id, heads)):
         answers = _run(heads[places[0]], features[places])
         for place, answer in zip(places, answers, strict=True):

@@ -6,7 +6,6 @@ Knows neither HTTP nor Ray: a replica can be run in a test, or in a program of o
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import statistics
 import time
@@ -33,6 +32,7 @@ from serve.engine import Engine, LiveHead, Snapshot
 from serve.headlog import HeadLog, StoreError
 from serve.jobs import Answer, Job
 from serve.link import Link
+from serve.loading import HeadLoader
 from serve.metrics import Metrics
 from serve.precision import choose_precision
 from serve.record import LogView, TaskChange, TrunkChange
@@ -43,8 +43,6 @@ from serve.watcher import StageError, Watcher
 logger = logging.getLogger(__name__)
 
 BATCH_TRIALS = 5
-LOAD_THREADS = 8
-LOG_EVERY_HEADS = 1000
 
 
 class NoTrunkError(Exception):
@@ -70,14 +68,22 @@ class Replica:
             raise NoTrunkError(f"The store {log.url} has no trunk; start with --trunk FOLDER.")
         self.engine = load_engine(log, view.trunk, precision=settings.precision)
         batch_size, picture_s = self._batch_size()
+        self._loader = HeadLoader(
+            log,
+            self.engine,
+            adapter_memory_bytes=settings.adapter_memory_bytes,
+            picture_s=picture_s,
+        )
         self.batcher = Batcher(
             self.engine,
-            Snapshot(view.live_number, {h.task: h for h in load_heads(log, view)}, view.settings),
+            Snapshot(view.live_number, self._loader.load_all(view), view.settings),
             self.metrics,
             max_pictures=batch_size,
             max_queued=settings.max_queued,
             picture_s=picture_s,
+            residency=self._loader.adapters,
         )
+        self._loader.adapters.connect(self.batcher.wake, self._is_pinned)
         self.decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._history = view
         self.watcher = Watcher(
@@ -142,7 +148,7 @@ class Replica:
         Raises:
             StoreError: the bundle cannot be read.
         """
-        return load_head(self.log, change)
+        return self._loader.load(change)
 
     def stage(self, change: TaskChange) -> LiveHead:
         """Fetch a change's bundle, run the gates on it here, load its head.
@@ -155,7 +161,7 @@ class Replica:
         refused = [verdict for verdict in self.admit(bundle) if not verdict.passed]
         if refused:
             raise StageError(refused[0].reason)
-        return _live(change, bundle)
+        return self._loader.live(change, bundle)
 
     def admit(self, bundle: Bundle) -> tuple[gates.Verdict, ...]:
         """The verdicts of the gates, as seen from this replica."""
@@ -164,13 +170,18 @@ class Replica:
     @property
     def is_healthy(self) -> bool:
         """Whether its threads live; a replica that is not is replaced."""
-        return self.batcher.is_alive and self.watcher.is_alive
+        threads = (self.batcher, self.watcher, self._loader.adapters)
+        return all(thread.is_alive for thread in threads)
 
     def close(self) -> None:
         """Finish what waits, then stop."""
         self.watcher.stop()
         self.batcher.close()
+        self._loader.adapters.close()
         self.decoders.shutdown(wait=False)
+
+    def _is_pinned(self, task: str) -> bool:
+        return self.batcher.snapshot.settings_of(task).pinned
 
     def _decode_and_queue(
         self,
@@ -215,31 +226,6 @@ class Replica:
         return statistics.median(seconds)
 
 
-def load_heads(log: HeadLog, view: LogView) -> list[LiveHead]:
-    """Fetch and load every head that is live, with progress in the log.
-
-    Raises:
-        StoreError: a bundle cannot be read.
-    """
-    changes = [history[-1].change for history in view.tasks.values()]
-    heads: list[LiveHead] = []
-    with ThreadPoolExecutor(LOAD_THREADS) as pool:
-        for head in pool.map(functools.partial(load_head, log), changes):
-            heads.append(head)
-            if len(heads) % LOG_EVERY_HEADS == 0 or len(heads) == len(changes):
-                logger.info("loaded %d of %d heads", len(heads), len(changes))
-    return heads
-
-
-def load_head(log: HeadLog, change: TaskChange) -> LiveHead:
-    """Fetch the bundle of a change and load its head.
-
-    Raises:
-        StoreError: the bundle cannot be read.
-    """
-    return _live(change, log.get_served(change.bundle))
-
-
 def store_trunk(log: HeadLog, manifest_bytes: bytes, files: dict[str, bytes]) -> TrunkChange:
     """Put the files that serving needs into the store.
 
@@ -271,7 +257,13 @@ def load_engine(
     manifest = load_trunk_manifest(log, trunk)
     chosen = choose_precision(manifest, precision)
     graph: Digest = f"sha256:{manifest.files[PRECISION_GRAPHS[chosen]].sha256}"
-    return Engine(log.get_blob(graph), manifest, precision=chosen)
+    adapted = manifest.files.get(TRUNK_ADAPTED)
+    return Engine(
+        log.get_blob(graph),
+        manifest,
+        precision=chosen,
+        adapted=log.get_blob(f"sha256:{adapted.sha256}") if adapted else None,
+    )
 
 
 def load_trunk_manifest(log: HeadLog, trunk: TrunkChange) -> TrunkManifest:
@@ -284,7 +276,3 @@ def load_trunk_manifest(log: HeadLog, trunk: TrunkChange) -> TrunkManifest:
     if manifest.digest != trunk.trunk:
         raise StoreError(f"The trunk in {log.url} is {manifest.digest}, not {trunk.trunk}.")
     return manifest
-
-
-def _live(change: TaskChange, bundle: Bundle) -> LiveHead:
-    return LiveHead(change.task, change.version, change.bundle, gates.load_head(bundle))

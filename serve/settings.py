@@ -42,7 +42,13 @@ class ServeSettings(BaseSettings):
     replicas: PositiveInt = Field(2, description="Replica processes.")
     max_body_bytes: PositiveInt = Field(16 * 2**20, description="Largest request body accepted.")
     max_bundle_bytes: PositiveInt = Field(64 * 2**20, description="Largest pushed zip accepted.")
-    max_head_bytes: PositiveInt = Field(32 * 2**20, description="Largest head.onnx accepted.")
+    max_head_bytes: PositiveInt = Field(
+        64 * 2**20, description="Largest head.onnx or tail.onnx accepted."
+    )
+    adapter_memory_bytes: PositiveInt = Field(
+        256 * 2**20,
+        description="Memory of adapters in each replica; what does not fit waits on its disk.",
+    )
     max_picture_pixels: PositiveInt = Field(
         50_000_000, description="Largest width x height of a picture, checked before decoding."
     )

@@ -18,6 +18,7 @@ from tests.serve.graphs import LABELS, constant_head
 from tests.serve.harness import until
 
 HEAD = Head(open_session(constant_head([0, 0, 0])), LABELS, "softmax", 1.0)
+TAIL = Head(open_session(constant_head([0, 0, 0])), LABELS, "softmax", 1.0, takes="prefix")
 BUNDLE = "sha256:" + 64 * "0"
 
 SeenRow = tuple[str, int, int]
@@ -73,7 +74,8 @@ def live_head(
     task: str, version: int = 1, *, row_cost: float = 0.0, needs_picture: bool = False
 ) -> LiveHead:
     """A head that is only looked at."""
-    return LiveHead(task, version, BUNDLE, HEAD, row_cost=row_cost, needs_picture=needs_picture)
+    head = TAIL if needs_picture else HEAD
+    return LiveHead(task, version, BUNDLE, head, row_cost=row_cost)
 
 
 def snapshot_of(*heads: LiveHead) -> Snapshot:

@@ -200,7 +200,7 @@ HOSTILE = {
     ),
     "another input width": (
         head_model(IDENTITY.graph.node, inputs=[("features", FLOAT, ("rows", 4))]),
-        r"\('features', 4\).*expected one float32 'features' of shape \[rows, 3\]",
+        r"\('features', \(4,\)\).*expected one float32 'features' of shape \[rows, 3\]",
     ),
     "another input type": (
         head_model(IDENTITY.graph.node, inputs=[("features", TensorProto.DOUBLE, ("rows", 3))]),

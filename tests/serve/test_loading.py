@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from export.bundle import Bundle
-from serve import replica
+from serve import loading
+from serve.engine import Engine
 from serve.headlog import HeadLog
+from serve.loading import HeadLoader
 from serve.record import LogView, Record, TaskChange
 
 TASKS = ("colours", "forms", "sizes")
@@ -21,6 +23,7 @@ def test_every_live_head_is_loaded_with_progress(
     make_bundle: Callable[..., Bundle],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
+    engine: Engine,
 ) -> None:
     """Each under its task, version and bundle; a line after every second one and the last."""
     log = HeadLog(str(tmp_path))
@@ -45,11 +48,13 @@ def test_every_live_head_is_loaded_with_progress(
             changes=changes,
         )
     )
-    monkeypatch.setattr(replica, "LOG_EVERY_HEADS", 2)
-    with caplog.at_level(logging.INFO, logger=replica.__name__):
-        heads = replica.load_heads(log, log.follow(LogView()))
+    monkeypatch.setattr(loading, "LOG_EVERY_HEADS", 2)
+    loader = HeadLoader(log, engine, adapter_memory_bytes=1, picture_s=1.0)
+    with caplog.at_level(logging.INFO, logger=loading.__name__):
+        heads = loader.load_all(log.follow(LogView()))
+    loader.adapters.close()
 
-    assert {head.task: head.bundle for head in heads} == {
+    assert {task: head.bundle for task, head in heads.items()} == {
         task: bundle.digest for task, bundle in bundles.items()
     }
     assert caplog.messages == ["loaded 2 of 3 heads", "loaded 3 of 3 heads"]

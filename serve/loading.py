@@ -1,0 +1,107 @@
+"""From a change in the head log to a head that answers: fetched, loaded, its cost measured."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from export.bundle import Bundle
+from serve import gates
+from serve.bank import IDENTITY, Bank
+from serve.engine import Engine, LiveHead
+from serve.headlog import HeadLog
+from serve.heads import Head
+from serve.paging import AdapterMemory
+from serve.record import LogView, TaskChange
+from serve.task_settings import DEFAULTS
+
+logger = logging.getLogger(__name__)
+
+LOAD_THREADS = 8
+LOG_EVERY_HEADS = 1000
+TRIALS = 3
+TRIAL_ROWS = 4
+
+
+class HeadLoader:
+    """Loads the heads, adapters and tails of one replica.
+
+    Args:
+        picture_s: Time of a picture through the trunk: what costs of rows are counted in.
+        adapter_memory_bytes: Budget of the adapters in memory.
+    """
+
+    def __init__(
+        self, log: HeadLog, engine: Engine, *, adapter_memory_bytes: int, picture_s: float
+    ) -> None:
+        self._log, self._engine, self._picture_s = log, engine, picture_s
+        self.adapters = AdapterMemory(engine.families, budget_bytes=adapter_memory_bytes)
+        self._adapter_costs: dict[Bank, float] = {}
+
+    def load_all(self, view: LogView) -> dict[str, LiveHead]:
+        """Every head that is live, by task, with progress in the log.
+
+        Raises:
+            StoreError: a bundle cannot be read.
+        """
+        # Pinned tasks come first, so that memory is theirs.
+        tasks = sorted(view.tasks, key=lambda task: not _is_pinned(view, task))
+        changes = [view.tasks[task][-1].change for task in tasks]
+        heads: dict[str, LiveHead] = {}
+        with ThreadPoolExecutor(LOAD_THREADS) as pool:
+            for head in pool.map(self.load, changes):
+                heads[head.task] = head
+                if len(heads) % LOG_EVERY_HEADS == 0 or len(heads) == len(changes):
+                    logger.info("loaded %d of %d heads", len(heads), len(changes))
+        return heads
+
+    def load(self, change: TaskChange) -> LiveHead:
+        """Fetch the bundle of a change and load it.
+
+        Raises:
+            StoreError: the bundle cannot be read.
+        """
+        return self.live(change, self._log.get_served(change.bundle))
+
+    def live(self, change: TaskChange, bundle: Bundle) -> LiveHead:
+        """A bundle that has passed the gates, as a version of its task."""
+        head, entry = gates.load_head(bundle), bundle.manifest.adapter
+        adapter = None
+        cost = self._tail_cost(head) if head.takes == "prefix" else 0.0
+        if entry is not None:
+            adapter = self.adapters.add(change.task, entry, gates.read_adapter(bundle))
+            cost = self._adapter_cost(adapter.bank)
+        return LiveHead(change.task, change.version, change.bundle, head, cost, adapter)
+
+    def _adapter_cost(self, bank: Bank) -> float:
+        """A row of a bank, in pictures; measured once for each bank."""
+        if bank not in self._adapter_costs:
+            maps = np.zeros((TRIAL_ROWS, *self._engine.prefix_shape), np.float32)
+            rows = np.arange(TRIAL_ROWS)
+            slots = np.full_like(rows, IDENTITY)
+            seconds = _median_s(lambda: bank.features(maps, rows, slots))
+            self._adapter_costs[bank] = seconds / TRIAL_ROWS / self._picture_s
+        return self._adapter_costs[bank]
+
+    def _tail_cost(self, tail: Head) -> float:
+        maps = np.zeros((TRIAL_ROWS, *self._engine.prefix_shape), np.float32)
+        return _median_s(lambda: tail.logits(maps)) / TRIAL_ROWS / self._picture_s
+
+
+def _is_pinned(view: LogView, task: str) -> bool:
+    return view.settings.get(task, DEFAULTS).pinned
+
+
+def _median_s(run: Callable[[], object]) -> float:
+    run()  # the first run allocates
+    seconds = []
+    for _ in range(TRIALS):
+        began_s = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - began_s)
+    return statistics.median(seconds)
