@@ -51,8 +51,8 @@ class AffineMap:
         if self.floor is not None:
             norms: NDArray[np.float32] = np.sqrt(np.einsum("rf,rf->r", features, features))
             features = np.asarray(features / np.maximum(norms, self.floor)[:, None], np.float32)
-        # A product for each row: one for all of them would round a row by who is beside it. It costs
-        # 12 us more for 32 rows and 25 labels.
+        # A product for each row, 12 us more for 32 rows and 25 labels: one for all of them would
+        # round a row by who is beside it.
         products = np.matmul(features[:, None, :], self.weight.T)[:, 0]
         return np.asarray(products + self.bias, np.float32)
 
