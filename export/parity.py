@@ -20,6 +20,11 @@ from models.progress import Progress, ProgressCallback, unheard
 # side 8e-2, swapped colours 2e-2, one weight in 200 of the last layer nudged 1e-2, a mean off by 2
 # of 255 1e-3 (one x86-64 CPU thread, November 2026; GPUs not measured).
 PARITY_TOLERANCE = 1e-4
+# Share of the scale of the logits. Golden samples are replayed by machines whose ONNX Runtime sums
+# and fuses in other orders, after a head that may amplify differences of features: ten times what
+# parity allows here, assumed and not measured for GPUs. Most of the faults above exceed it; a mean
+# off by 2 of 255 is at its edge, and parity catches that.
+GOLDEN_TOLERANCE = 1e-3
 MAX_BATCH = 16
 
 AnyType = TypeVar("AnyType", bound=np.generic)

@@ -1,17 +1,27 @@
 """From a student's folder to a trunk, from a folder of pictures to a bundle: whole recipes."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from export.adapter import Adapter
-from export.bundle import STUDENT, TRUNK_ADAPTED, TRUNK_GRAPH, Bundle, read_trunk_folder
+from export.bundle import (
+    STUDENT,
+    TRUNK_ADAPTED,
+    TRUNK_GRAPH,
+    Bundle,
+    Precision,
+    read_trunk_folder,
+)
 from export.errors import ExportError
 from export.head import bundle_head
 from export.provenance import provenance_of
 from export.tail import bundle_tail
 from export.trunk import TrunkReport, export_trunk
+from export.variants import PrecisionRefusedError as PrecisionRefusedError  # noqa: PLC0414 (its door)
+from export.variants import Variants, find_variants
 from models.checkpoint import load_student, restore_backbone
 from models.comparison import Strategy
 from models.data import PictureData, Split, to_batch
@@ -34,20 +44,46 @@ class MadeHead:
 
 
 def make_trunk(
-    student: Path, out: Path, *, command: str, progress: ProgressCallback = unheard
+    student: Path,
+    out: Path,
+    *,
+    precision: Precision | Literal["auto"] = "fp32",
+    sources: Sequence[str] = (),
+    command: str,
+    progress: ProgressCallback = unheard,
 ) -> TrunkReport:
-    """Export a student's folder as a trunk's.
+    """Export a student's folder as a trunk's, with a variant if another precision is asked for.
+
+    Args:
+        sources: Folders of pictures or digits tasks, for calibration and for heads that judge.
 
     Raises:
-        LearningError: no student, or its backbone cannot be built.
-        ExportError: the graph does not compute what the student does.
+        LearningError: no student, its backbone cannot be built, or the data cannot be read.
+        ExportError: the graph does not compute what the student does, or the precision is refused;
+            then nothing is written.
     """
     known = load_student(student)
+    samples = load_samples(student)
+    # The student's own seed, so that nothing it learned from is tested on.
+    seed = known.record.seed
+    tasks = [read_data(source, seed=seed, progress=progress) for source in sources]
+
+    def find(graph: bytes) -> Variants:
+        return find_variants(
+            graph,
+            precision,
+            tasks,
+            samples.numpy(),
+            known.backbone.preprocessing,
+            progress=progress,
+        )
+
     return export_trunk(
         known.backbone,
-        load_samples(student),
+        samples,
         out,
-        provenance=provenance_of(command=command, seed=known.record.seed),
+        provenance=provenance_of(command=command, seed=seed),
+        find=find,
         progress=progress,
     )
 

@@ -1,7 +1,7 @@
 """A student to a trunk: one float graph with normalisation inside, proven equal, in a folder."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from typing_extensions import override
 from export.adapted import adapted_graph
 from export.adapted_parity import adapted_parity
 from export.bundle import (
+    PRECISION_GRAPHS,
     STUDENT,
     TRUNK_ADAPTED,
     TRUNK_GRAPH,
@@ -25,15 +26,12 @@ from export.bundle import (
 )
 from export.errors import ExportError
 from export.onnx_file import EXAMPLE_ROWS, dynamic, graph_of
-from export.parity import Parity, trunk_parity
+from export.parity import GOLDEN_TOLERANCE, Parity, trunk_parity
+from export.precision import Candidate
+from export.variants import Variants
 from models.backbones import Backbone
 from models.progress import Progress, ProgressCallback, unheard
 
-# Share of the scale of the logits. Golden samples are replayed by machines whose ONNX Runtime sums
-# and fuses in other orders, after a head that may amplify differences of features: ten times what
-# parity allows here, assumed and not measured for GPUs. Most of the faults listed at
-# `PARITY_TOLERANCE` lie above it; a mean off by 2 of 255 is at its edge, and parity catches that.
-GOLDEN_TOLERANCE = 1e-3
 NUM_ADAPTED = 8  # pictures that every kind of adapter is compared on
 
 
@@ -45,11 +43,14 @@ class TrunkReport:
         parity: Output (`features`, `prefix`), or what an adapter makes of the features -> how
             close it is to PyTorch's.
         graph_bytes: Size of `trunk.onnx`.
+        candidates: What was measured of other precisions, the float graph first; none if none was
+            asked for.
     """
 
     manifest: TrunkManifest
     parity: Mapping[str, Parity]
     graph_bytes: int
+    candidates: tuple[Candidate, ...] = ()
 
     @property
     def digest(self) -> Digest:
@@ -63,6 +64,7 @@ def export_trunk(
     out: Path,
     *,
     provenance: Provenance,
+    find: Callable[[bytes], Variants] | None = None,
     progress: ProgressCallback = unheard,
 ) -> TrunkReport:
     """Export a student, prove that the graph computes the same, and write the trunk's folder.
@@ -71,6 +73,8 @@ def export_trunk(
         backbone: On any device and in any mode; it is not changed.
         pictures: Real pictures of the trunk's size, to compare on; a few dozen are enough.
         out: Made if it is missing. An older trunk in it is replaced.
+        find: Gives the variants of the float graph in other precisions; what it raises leaves
+            nothing written.
 
     Raises:
         ExportError: pictures of another size, or none.
@@ -88,17 +92,20 @@ def export_trunk(
         files[TRUNK_ADAPTED] = adapted
         parity |= adapted_parity(frozen, adapted, pictures[:NUM_ADAPTED])
         progress(Progress("adapters", 1, 1, f"{len(adapted) / 1e6:.1f} MB"))
+    variants = find(graph) if find else Variants()
+    files |= {PRECISION_GRAPHS[name]: data for name, data in variants.graphs.items()}
     manifest = TrunkManifest(
         backbone=backbone.reference,
         cut=backbone.cut,
         num_features=backbone.num_features,
         preprocessing=backbone.preprocessing,
-        golden_tolerance={"fp32": GOLDEN_TOLERANCE},
+        golden_tolerance={"fp32": GOLDEN_TOLERANCE, **variants.golden_tolerance},
+        picked=variants.picked,
         provenance=provenance,
         files={name: entry_of(data) for name, data in files.items()},
     )
     _write(out, files, manifest)
-    return TrunkReport(manifest, parity, len(graph))
+    return TrunkReport(manifest, parity, len(graph), variants.candidates)
 
 
 def trunk_graph(backbone: Backbone) -> bytes:

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -154,17 +154,39 @@ def distil(
 def export(
     student: Annotated[Path, typer.Argument(help="Student folder.")],
     out: Out,
+    precision: Annotated[
+        Literal["fp32", "int8", "fp16", "auto"],
+        typer.Option(help="Also write this variant; auto: int8 if it is faster and as good."),
+    ] = "fp32",
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Real tasks that calibrate and judge, as `headstock head` takes them."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Export a student as a trunk, and prove that the graph computes the same."""
-    from export.recipe import make_trunk  # noqa: PLC0415
+    from export.recipe import PrecisionRefusedError, make_trunk  # noqa: PLC0415
 
-    with _progress() as progress:
-        report = make_trunk(student, out, command=_command(), progress=progress)
+    try:
+        with _progress() as progress:
+            report = make_trunk(
+                student,
+                out,
+                precision=precision,
+                sources=data or (),
+                command=_command(),
+                progress=progress,
+            )
+    except PrecisionRefusedError as refusal:
+        if not as_json:
+            console.print(_precision_table(refusal.candidates))
+        raise
     if as_json:
         parity = {name: vars(value) for name, value in report.parity.items()}
         size = {"trunk": report.digest, "graph_bytes": report.graph_bytes}
-        _print_json({**size, "parity": parity, "out": str(out)})
+        candidates = [candidate.summary() for candidate in report.candidates]
+        found = {"precisions": candidates, "picked": report.manifest.picked}
+        _print_json({**size, "parity": parity, **found, "out": str(out)})
         return
     table = Table("output", "largest difference", "of its scale", "limit", "same largest value")
     for name, parity in report.parity.items():
@@ -176,6 +198,10 @@ def export(
             f"{parity.argmax_agreement:.1%} of {parity.num_pictures}",
         )
     console.print(table)
+    if report.candidates:
+        console.print(_precision_table(report.candidates))
+        written = ", ".join(report.manifest.precisions)
+        console.print(f"written {written}; a CPU serves {report.manifest.picked}")
     console.print(f"trunk {report.digest}, {report.graph_bytes / 1e6:.2f} MB, in {out}")
 
 
@@ -278,6 +304,36 @@ def _show(what: str, metrics: Mapping[str, Any], more: dict[str, Any], *, as_jso
     if isinstance(more.get("pictures"), dict):
         console.print(_balance(more.pop("pictures")))
     console.print(", ".join(f"{name} {value}" for name, value in more.items()), soft_wrap=True)
+
+
+def _precision_table(candidates: Sequence[Any]) -> Table:
+    """What was measured of each precision, and what speaks against it."""
+    table = Table(
+        "precision",
+        "how",
+        "accuracy",
+        "agreement",
+        "change, points",
+        "smaller",
+        "faster",
+        "verdict",
+    )
+    for candidate in candidates:
+        row = [candidate.precision, candidate.how, "", "", ""]
+        verdict = "as exported"
+        if candidate.precision != "fp32":
+            verdict = "accepted, no heads tried"
+        if (found := candidate.agreement) is not None:
+            change = found.accuracy_change
+            row[2:] = [
+                f"{found.accuracy_after.value:.3f} of {found.accuracy_before.value:.3f}",
+                f"{found.agreement.value:.1%}",
+                f"{100 * change.value:+.2f} ({100 * change.low:+.2f} to {100 * change.high:+.2f})",
+            ]
+            verdict = "; ".join(found.objections) or f"accepted by {found.num_heads} heads"
+        speed = f"{candidate.speed_ratio.value:.2f} x"
+        table.add_row(*row, f"{candidate.size_ratio:.2f} x", speed, verdict)
+    return table
 
 
 def _balance(counts: dict[str, dict[str, int]]) -> Table:
