@@ -61,6 +61,10 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address; 127.0.0.1 unless given.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 8000 unless given.")] = None,
     replicas: Annotated[int | None, typer.Option(help="Processes; 2 unless given.")] = None,
+    precision: Annotated[
+        Literal["auto", "fp32", "int8", "fp16"] | None,
+        typer.Option(help="Variant of the trunk; what its export picked unless given."),
+    ] = None,
     proxy: Annotated[
         Literal["haproxy", "python"], typer.Option(help="python: Ray's own, slower.")
     ] = DEFAULT_PROXY,
@@ -69,7 +73,9 @@ def serve(
     """Run the service here, until it is interrupted."""
     from serve.service import Service  # noqa: PLC0415 (a second of imports, for this command only)
 
-    settings = load_settings(store=store, host=host, port=port, replicas=replicas)
+    settings = load_settings(
+        store=store, host=host, port=port, replicas=replicas, precision=precision
+    )
     is_over = threading.Event()
     with ExitStack() as running:
         with notes.status("starting") as status:

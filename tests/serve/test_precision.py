@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from safetensors.numpy import save
 
 from export.bundle import PRECISION_GRAPHS, Precision, TrunkManifest, entry_of
-from serve import gates
+from serve import cli, gates
 from serve.engine import Engine
 from serve.headlog import HeadLog
 from serve.precision import PrecisionError, choose_precision
@@ -62,6 +63,17 @@ def test_a_precision_that_the_trunk_lacks_names_those_that_it_has(
         f"Setting precision is int8, but trunk {trunk_manifest.digest} has fp32 only. Export it "
         "with --precision int8, or serve one that it has."
     )
+
+
+def test_the_command_line_names_a_precision(tmp_path: Path, trunk_folder: Path) -> None:
+    """A trunk without it is refused before anything is started."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = ["--store", str(tmp_path), "--trunk", str(trunk_folder), "--port", str(port)]
+
+    with pytest.raises(PrecisionError, match="Setting precision is int8, but trunk"):
+        cli.app(["serve", *options, "--precision", "int8"], standalone_mode=False)
 
 
 def test_each_precision_is_loaded_from_its_own_graph(
