@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from export.bundle import HEAD
 from serve.engine import Engine, LiveHead, Row
 from serve.headlog import HeadLog
+from serve.loading import HeadLoader
 from serve.record import LogView
-from serve.replica import load_engine, load_heads
+from serve.replica import load_engine
 
 NUM_TASKS = 10_000
 BATCH = 32
+ADAPTER_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,9 @@ def open_bank(folder: Path) -> Bank:
     log = HeadLog(str(folder / "store"))
     view = log.follow(LogView())
     assert view.trunk is not None
-    engine, heads = load_engine(log, view.trunk), load_heads(log, view)
+    engine = load_engine(log, view.trunk)
+    loader = HeadLoader(log, engine, adapter_memory_bytes=ADAPTER_BYTES, picture_s=1.0)
+    heads = list(loader.load_all(view).values())
     size_px = engine.manifest.preprocessing.size_px
     pictures = np.random.default_rng(0).integers(0, 256, (BATCH, size_px, size_px, 3), np.uint8)
     bank = Bank(log, engine, heads, pictures, 0)

@@ -25,6 +25,7 @@ from export.bundle import (
 from models.pictures import Preprocessing
 from serve.engine import Engine
 from tests.serve.oracle import Heads
+from tests.serve.specialised import SpecialisedTrunk
 
 SIZE_PX = 8
 PREPROCESSING = Preprocessing(SIZE_PX, SIZE_PX, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -145,6 +146,12 @@ def make_bundle(trunk_manifest: TrunkManifest, engine: Engine) -> BundleMaker:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def small_trunk(tmp_path_factory: pytest.TempPathFactory) -> SpecialisedTrunk:
+    """A real network's trunk with adapter sites."""
+    return SpecialisedTrunk(tmp_path_factory.mktemp("small32"))
 
 
 @pytest.fixture
