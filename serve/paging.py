@@ -177,7 +177,7 @@ class AdapterMemory:
             logger.exception("the adapter of %s cannot be read", adapter.task)
             with self._lock:
                 adapter.bank.vacate(place)
-                adapter.is_wanted = False
+                adapter.is_wanted = False  # the next request for it tries again
             return
         self._fill(adapter, place, values)
         self._on_load()

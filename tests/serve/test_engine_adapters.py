@@ -1,7 +1,8 @@
-"""Heads, adapters of every kind and rank, and tails in one batch, against PyTorch and each alone."""
+"""Heads, adapters of every kind, and tails in one batch, against PyTorch and each row alone."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -78,11 +79,10 @@ def test_any_mixture_is_each_row_alone_bit_for_bit_and_pytorch(
 
 def test_adapters_and_tails_change_the_answer(tasks: dict[str, Specialised]) -> None:
     """So that the test above cannot pass without them."""
-    plain = {name: task.truth(PICTURES) for name, task in tasks.items()}
+    answers = [task.truth(PICTURES) for task in tasks.values()]
 
-    for one in plain:
-        for other in plain:
-            assert one == other or np.abs(plain[one] - plain[other]).max() > 1e-2, (one, other)
+    for one, other in itertools.combinations(answers, 2):
+        assert np.abs(one - other).max() > 1e-2
 
 
 @pytest.mark.parametrize("name", ["head", "lora", "adapter", "ssf", "bias", "tail"])
