@@ -23,6 +23,7 @@ from serve.jobs import (
 )
 from serve.link import LinkError
 from serve.messages import Refused
+from serve.residency import AdaptersTooLargeError
 
 RETRY_AFTER_S = 1
 TITLES = {
@@ -40,6 +41,7 @@ STATUS_OF_ERROR: Mapping[type[Exception], int] = {
     ClientDisconnect: 400,  # for the counters: nobody reads the answer
     FeaturesOnlyError: 400,
     UnknownTaskError: 404,
+    AdaptersTooLargeError: 413,
     PictureTooLargeError: 413,
     PictureError: 415,
     BundleError: 422,

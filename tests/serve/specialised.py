@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,7 +93,7 @@ class SpecialisedTrunk:
             maps = self.backbone.prefix(self.backbone.normalise(torch.from_numpy(pictures)))
             return after(maps).softmax(dim=1).numpy()
 
-    def _about(self, task: str) -> dict[str, object]:
+    def _about(self, task: str) -> dict[str, Any]:
         pictures = torch.from_numpy(some_pictures(4, seed=1))
         return {
             "task": task,
@@ -119,7 +120,7 @@ def _random_head(num_features: int, seed: int) -> LinearHead:
     return head.eval()
 
 
-def _shake(parameters: object, seed: int, *, scale: float = 0.2) -> None:
+def _shake(parameters: Iterable[nn.Parameter], seed: int, *, scale: float = 0.2) -> None:
     chance = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in parameters:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from export.bundle import AdapterEntry
 from serve.adapted import AdaptedGraph, AdapterError, families_in
-from serve.bank import Bank, PagedAdapter
+from serve.bank import Bank, BankArrays, PagedAdapter
 from serve.engine import LiveHead
 from serve.heads import Head
 from serve.onnx_session import open_session
@@ -218,9 +219,30 @@ def test_ranks_and_families_share_one_budget(make_memory: Make, families: Famili
 
     assert memory.used_bytes <= num_slots * slot_bytes(families, SSF)
     assert 0 < len(tasks.resident) < num_slots
+    for head in tasks[tasks.resident]:
+        assert head.adapter is not None
+        number = ord(head.task) - ord("a") + 1.0
+        assert all((values == number).all() for values in in_bank(head.adapter).values())
     memory.unpin([live("wide", adapter)])
     tasks.use("a")  # and back again
     assert memory.used_bytes <= num_slots * slot_bytes(families, SSF)
+
+
+def test_memory_that_is_given_back_is_that_of_the_last_slots() -> None:
+    """Those before keep what they hold; those after are empty, and the process is smaller."""
+    num_slots, values = 4000, np.arange(2500, dtype=np.float32)
+    arrays = BankArrays({"site/scale": values.shape}, num_slots)
+    for slot in range(num_slots):
+        arrays.write(slot, {"site/scale": values + slot})
+    resident = psutil.Process().memory_info().rss
+    arrays.release_from(1001)
+    released = resident - psutil.Process().memory_info().rss
+
+    held = arrays.arrays["site/scale"]
+    for slot in (0, 1, 500, 1000):
+        np.testing.assert_array_equal(held[slot], values + slot)
+    assert not held[1003:].any()
+    assert released > 0.9 * 4 * len(values) * 2998
 
 
 def test_a_damaged_file_fails_its_own_task_only(make_memory: Make, families: Families) -> None:
