@@ -53,7 +53,7 @@ def live(tasks: dict[str, Specialised], memory: AdapterMemory) -> dict[str, Live
     heads: dict[str, LiveHead] = {}
     for name, task in tasks.items():
         entry = task.bundle.manifest.adapter
-        adapter = entry and memory.add(name, entry, gates.read_adapter(task.bundle))
+        adapter = memory.add(name, entry, gates.read_adapter(task.bundle)) if entry else None
         head = gates.load_head(task.bundle)
         heads[name] = LiveHead(name, 1, task.bundle.digest, head, adapter=adapter)
     assert memory.pin(list(heads.values()))

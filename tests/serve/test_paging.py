@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from export.bundle import AdapterEntry
-from serve.adapted import AdaptedGraph, AdapterError, families_in
+from serve.adapted import AdaptedGraph, AdapterError, Family, families_in, family_of
 from serve.bank import Bank, BankArrays, PagedAdapter
 from serve.engine import LiveHead
 from serve.heads import Head
@@ -30,7 +30,7 @@ HEAD = Head(open_session(constant_head([0, 0, 0])), LABELS, "softmax", 1.0)
 SSF = AdapterEntry(kind="ssf")
 NUM_MAPS = 2
 
-Families = dict[str, AdaptedGraph]
+Families = dict[Family, AdaptedGraph]
 Weights = dict[str, NDArray[np.float32]]
 Make = Callable[..., AdapterMemory]
 
@@ -38,7 +38,7 @@ Make = Callable[..., AdapterMemory]
 @pytest.fixture(scope="module")
 def families(small_trunk: SpecialisedTrunk) -> Families:
     """The graph's two families."""
-    return dict(families_in(small_trunk.files["trunk_adapted.onnx"]))
+    return families_in(small_trunk.files["trunk_adapted.onnx"])
 
 
 @pytest.fixture
@@ -61,15 +61,13 @@ def make_memory(families: Families) -> Iterator[Make]:
 
 def slot_bytes(families: Families, entry: AdapterEntry) -> int:
     """What one adapter takes."""
-    family = "scale_shift" if entry.kind in {"ssf", "bias"} else "low_rank"
-    shapes = families[family].slot_shapes(entry.width).values()
+    shapes = families[family_of(entry)].slot_shapes(entry.width).values()
     return sum(4 * int(np.prod(shape)) for shape in shapes)
 
 
 def weights_of(families: Families, entry: AdapterEntry, value: float) -> Weights:
     """An adapter whose weights are all one number, by which it is known again."""
-    family = "scale_shift" if entry.kind in {"ssf", "bias"} else "low_rank"
-    shapes = families[family].slot_shapes(entry.width)
+    shapes = families[family_of(entry)].slot_shapes(entry.width)
     return {n: np.full(s, value, np.float32) for n, s in shapes.items() if n != "slope"}
 
 
