@@ -3,7 +3,7 @@
     python -m benchmarks.bare_server STORE TASK
 
 Same decoding, engine and JSON as a replica. Decoding and the model run inside the event loop, in
-which nothing else waits: that was measured to be faster here than a thread for either.
+which nothing else waits.
 """
 
 from __future__ import annotations

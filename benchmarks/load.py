@@ -38,16 +38,33 @@ class Load:
 
 
 async def run_load(
-    url: str, body: bytes, *, connections: int, seconds: float, warm_up_s: float = 0.5
+    url: str,
+    body: bytes,
+    *,
+    connections: int,
+    seconds: float,
+    warm_up_s: float = 0.5,
+    content_type: str = "image/jpeg",
 ) -> Load:
     """POST `body` to `url` over and over; what is answered in the warm-up is not counted."""
     return await run_spread_load(
-        [url], body, connections=connections, seconds=seconds, warm_up_s=warm_up_s
+        [url],
+        body,
+        connections=connections,
+        seconds=seconds,
+        warm_up_s=warm_up_s,
+        content_type=content_type,
     )
 
 
 async def run_spread_load(
-    urls: list[str], body: bytes, *, connections: int, seconds: float, warm_up_s: float = 0.5
+    urls: list[str],
+    body: bytes,
+    *,
+    connections: int,
+    seconds: float,
+    warm_up_s: float = 0.5,
+    content_type: str = "image/jpeg",
 ) -> Load:
     """The same with the connections shared out among several servers."""
     loop = asyncio.get_running_loop()
@@ -56,7 +73,7 @@ async def run_spread_load(
     for number in range(connections):
         url = urls[number % len(urls)]
         host, _, port = urlsplit(url).netloc.partition(":")
-        connection = _Connection(request_of(url, body), load, began_s)
+        connection = _Connection(request_of(url, body, content_type), load, began_s)
         await loop.create_connection(lambda opening=connection: opening, host, int(port))
         opened.append(connection)
     await asyncio.gather(*(connection.is_over for connection in opened))
@@ -113,8 +130,13 @@ class _Connection(asyncio.Protocol):
         self._transport.write(self._request)
 
 
-def request_of(url: str, body: bytes) -> bytes:
-    """The bytes of a POST."""
+def request_of(url: str, body: bytes, content_type: str = "image/jpeg") -> bytes:
+    """A whole POST as it goes over the wire."""
     parts = urlsplit(url)
-    head = f"POST {parts.path}{'?' + parts.query if parts.query else ''} HTTP/1.1\r\n"
-    return f"{head}Host: {parts.netloc}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    lines = (
+        f"POST {parts.path}{'?' + parts.query if parts.query else ''} HTTP/1.1",
+        f"Host: {parts.netloc}",
+        f"Content-Type: {content_type}",
+        f"Content-Length: {len(body)}",
+    )
+    return "\r\n".join(lines).encode() + END_OF_HEAD + body
