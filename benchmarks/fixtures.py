@@ -19,10 +19,12 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from export.bundle import TRUNK_GRAPH, Bundle, TrunkManifest, read_trunk_folder
+from export.adapter import Adapter
+from export.bundle import TRUNK_ADAPTED, TRUNK_GRAPH, Bundle, TrunkManifest, read_trunk_folder
 from export.head import bundle_head
 from export.provenance import provenance_of
 from export.trunk import export_trunk
+from models.adapters import adapt
 from models.backbones import build_backbone
 from models.heads import LinearHead
 from models.pictures import Preprocessing, load_picture
@@ -53,8 +55,8 @@ def make_trunk(folder: Path) -> TrunkManifest:
     return export_trunk(backbone, pictures, folder, provenance=provenance).manifest
 
 
-def make_bundle(trunk: Path, *, task: str, seed: int) -> Bundle:
-    """A linear head with random weights."""
+def make_bundle(trunk: Path, *, task: str, seed: int, has_adapter: bool = False) -> Bundle:
+    """A linear head with random weights; with an adapter, LoRA of rank 4 on the untrained trunk."""
     manifest, files = read_trunk_folder(trunk)
     head = LinearHead(manifest.num_features, len(LABELS))
     chance = torch.Generator().manual_seed(seed)
@@ -65,6 +67,8 @@ def make_bundle(trunk: Path, *, task: str, seed: int) -> Bundle:
         labels=LABELS,
         trunk=manifest,
         trunk_graph=files[TRUNK_GRAPH],
+        adapter=_adapter(seed) if has_adapter else None,
+        adapted_graph=files[TRUNK_ADAPTED],
         pictures=torch.from_numpy(_pictures(manifest.preprocessing, 1)),
         picture_labels=torch.zeros(1, dtype=torch.int64),
         data=DataRecord(name="none", sha256="0" * 64, num_pictures={}),
@@ -102,6 +106,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def _adapter(seed: int) -> Adapter:
+    backbone, _ = build_backbone(BACKBONE, weights=None, allow_untrained=True)
+    weights = adapt(backbone, "lora", width=4, seed=seed).weights()
+    chance = torch.Generator().manual_seed(seed)
+    noisy = {n: w + 0.01 * torch.randn(w.shape, generator=chance) for n, w in weights.items()}
+    return Adapter("lora", noisy)
 
 
 def _pictures(preprocessing: Preprocessing, number: int) -> np.ndarray:
