@@ -84,7 +84,11 @@ def sick(learned: Backbone, digits: PictureData) -> Case:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[Estimate]:
     """How fast every graph is said to be: the last entry."""
     speeds = [FAST]
-    monkeypatch.setattr(precision, "speedup", lambda *_, **__: speeds[-1])
+
+    def speedup(*_: object) -> Estimate:
+        return speeds[-1]
+
+    monkeypatch.setattr(precision, "speedup", speedup)
     return speeds
 
 
