@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,18 +33,19 @@ def admit(bundle: Bundle, engine: Engine, *, max_head_bytes: int) -> tuple[Verdi
     Returns:
         A verdict for each gate that ran; the bundle is admitted if the last one passed.
     """
-    verdicts: list[Verdict] = []
-    for gate, check in (
-        ("trunk", lambda: check_trunk(bundle, engine)),
-        (
-            "graph",
-            lambda: check_graph(
-                bundle, max_head_bytes=max_head_bytes, prefix_shape=engine.prefix_shape
-            ),
+    prefix_shape = engine.prefix_shape
+    checks: dict[str, Callable[[], str]] = {
+        "trunk": lambda: check_trunk(bundle, engine),
+        "graph": lambda: check_graph(
+            bundle, max_head_bytes=max_head_bytes, prefix_shape=prefix_shape
         ),
-        *((("adapter", lambda: check_adapter(bundle, engine)),) if bundle.manifest.adapter else ()),
-        ("golden", lambda: check_golden(bundle, engine)),
-    ):
+        "adapter": lambda: check_adapter(bundle, engine),
+        "golden": lambda: check_golden(bundle, engine),
+    }
+    if bundle.manifest.adapter is None:
+        del checks["adapter"]
+    verdicts: list[Verdict] = []
+    for gate, check in checks.items():
         try:
             verdicts.append(Verdict(gate=gate, passed=True, reason=check()))
         except GateError as error:

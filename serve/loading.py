@@ -7,8 +7,10 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from export.bundle import Bundle
 from serve import gates
@@ -78,19 +80,23 @@ class HeadLoader:
             cost = self._adapter_cost(adapter.bank)
         return LiveHead(change.task, change.version, change.bundle, head, cost, adapter)
 
+    @cached_property
+    def _maps(self) -> NDArray[np.float32]:
+        """Prefix maps of black pictures; the first run makes the session, before a request does."""
+        size_px = self._engine.manifest.preprocessing.size_px
+        return self._engine.prefix(np.zeros((TRIAL_ROWS, size_px, size_px, 3), np.uint8))
+
     def _adapter_cost(self, bank: Bank) -> float:
         """A row of a bank, in pictures; measured once for each bank."""
         if bank not in self._adapter_costs:
-            maps = np.zeros((TRIAL_ROWS, *self._engine.prefix_shape), np.float32)
             rows = np.arange(TRIAL_ROWS)
             slots = np.full_like(rows, IDENTITY)
-            seconds = _median_s(lambda: bank.features(maps, rows, slots))
+            seconds = _median_s(lambda: bank.features(self._maps, rows, slots))
             self._adapter_costs[bank] = seconds / TRIAL_ROWS / self._picture_s
         return self._adapter_costs[bank]
 
     def _tail_cost(self, tail: Head) -> float:
-        maps = np.zeros((TRIAL_ROWS, *self._engine.prefix_shape), np.float32)
-        return _median_s(lambda: tail.logits(maps)) / TRIAL_ROWS / self._picture_s
+        return _median_s(lambda: tail.logits(self._maps)) / TRIAL_ROWS / self._picture_s
 
 
 def _is_pinned(view: LogView, task: str) -> bool:
