@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx.utils import Extractor
 
 from export.bundle import AdapterEntry
-from serve.onnx_session import open_session
+from serve.onnx_session import Device, open_session
 
 Family = Literal["low_rank", "scale_shift"]
 LOW_RANK_PARTS = frozenset({"down", "up", "slope"})
@@ -35,11 +35,13 @@ class AdaptedGraph:
 
     Args:
         graph: The bytes of `trunk_adapted.onnx`.
+        device: Where it runs, and where banks of it are.
     """
 
-    def __init__(self, graph: bytes, family: Family) -> None:
+    def __init__(self, graph: bytes, family: Family, device: Device = "cpu") -> None:
         model = onnx.load_model_from_string(graph)
         self.family: Family = family
+        self.device: Device = device
         self._shapes = {
             given.name: tuple(d.dim_value or d.dim_param for d in given.type.tensor_type.shape.dim)
             for given in model.graph.input
@@ -50,7 +52,7 @@ class AdaptedGraph:
     @cached_property
     def session(self) -> onnxruntime.InferenceSession:
         """Runs the suffix of this family; made with the first adapter."""
-        return open_session(self._model.SerializeToString())
+        return open_session(self._model.SerializeToString(), self.device)
 
     def slot_shapes(self, width: int) -> dict[str, tuple[int, ...]]:
         """What one slot holds in each bank."""
@@ -107,11 +109,11 @@ def family_of(entry: AdapterEntry) -> Family:
     return "low_rank" if entry.kind in {"lora", "adapter"} else "scale_shift"
 
 
-def families_in(graph: bytes) -> dict[Family, AdaptedGraph]:
+def families_in(graph: bytes, device: Device = "cpu") -> dict[Family, AdaptedGraph]:
     """The families that a trunk's adapted graph has."""
     names = {output.name for output in onnx.load_model_from_string(graph).graph.output}
     families: tuple[Family, ...] = ("low_rank", "scale_shift")
-    return {family: AdaptedGraph(graph, family) for family in families if family in names}
+    return {family: AdaptedGraph(graph, family, device) for family in families if family in names}
 
 
 def _family_of(name: str) -> Family:

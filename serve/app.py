@@ -6,12 +6,14 @@
 import asyncio
 from typing import Any
 
+import ray
 from ray import serve as ray_serve
 from ray.serve._private import replica
 from ray.serve.schema import LoggingConfig
 from starlette.applications import Starlette
 
 from serve.cluster import APPLICATION, DEPLOYMENT, RayLink, conductor_of
+from serve.devices import gpu_share
 from serve.headlog import HeadLog
 from serve.http.routes import http_app
 from serve.replica import Replica
@@ -70,7 +72,11 @@ def _keep_grpc_on_loopback() -> None:
 
 
 def build_app(settings: ServeSettings) -> ray_serve.Application:
-    """The application, as `serve.run` and a RayService's `import_path` take it."""
+    """The application, as `serve.run` and a RayService's `import_path` take it.
+
+    Raises:
+        DeviceError: the setting is "cuda", and the cluster has no GPU.
+    """
     deployment = ray_serve.deployment(
         name=DEPLOYMENT,
         num_replicas=settings.replicas,
@@ -81,9 +87,15 @@ def build_app(settings: ServeSettings) -> ray_serve.Application:
         # A line for each request took 3 % of the time in which a replica held the interpreter, and
         # making a record that is thrown away, as Ray does without its access log, as much again.
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
-        ray_actor_options={"num_cpus": 1},
+        ray_actor_options={"num_cpus": 1, "num_gpus": _gpu_share(settings)},
     )(ray_serve.ingress()(Predictor))
     return deployment.bind(settings.model_dump_json())
+
+
+def _gpu_share(settings: ServeSettings) -> float:
+    """GPUs for each replica, of those that this cluster has now."""
+    num_gpus = int(ray.cluster_resources().get("GPU", 0))
+    return gpu_share(settings.device, replicas=settings.replicas, num_gpus=num_gpus)
 
 
 def run_app(settings: ServeSettings) -> None:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from export.bundle import AdapterEntry
 from serve.adapted import AdaptedGraph
+from serve.device_arrays import DeviceArrays
+from serve.onnx_session import Device
 
 IDENTITY = 0
 
@@ -27,6 +29,8 @@ class BankArrays:
         shapes: What one slot holds, by the graph's input.
         num_slots: At most; so much address space is reserved, and no memory.
     """
+
+    grows = True  # in memory, slot by slot
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], num_slots: int) -> None:
         self._memory: dict[str, mmap.mmap] = {}
@@ -64,7 +68,8 @@ class Bank:
         self.graph, self.width = graph, width
         shapes = graph.slot_shapes(width)
         self.slot_bytes = sum(map(_bytes_of, shapes.values()))
-        self._arrays = BankArrays(shapes, 1 + max_slots)
+        self.max_slots = max_slots
+        self._arrays = _arrays_on(graph.device, shapes, 1 + max_slots)
         self._arrays.write(IDENTITY, graph.identity(width))
         # Who is in each slot; an adapter that nobody refers to any more has left.
         self._owners: list[weakref.ref[object] | None] = []
@@ -72,7 +77,18 @@ class Bank:
     @property
     def used_bytes(self) -> int:
         """Memory that was given to slots, the free ones between others included."""
-        return len(self._owners) * self.slot_bytes
+        num_slots = len(self._owners) if self._arrays.grows else self.max_slots
+        return num_slots * self.slot_bytes
+
+    @property
+    def growth_bytes(self) -> int:
+        """Memory that one slot more takes."""
+        return self.slot_bytes if self._arrays.grows else 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it has no place for one slot more, whatever memory there is."""
+        return len(self._owners) == self.max_slots
 
     @property
     def owners(self) -> list[object]:
@@ -124,6 +140,7 @@ class Bank:
             image_of: Which map each row reads, [rows].
             slot_of: Which slot each row reads, [rows].
         """
+        # What is on the device already is read there, whichever of the two kinds a feed is.
         feeds = {"prefix": maps, "image_of": image_of, "slot_of": slot_of, **self._arrays.arrays}
         return np.asarray(self.graph.session.run([self.graph.family], feeds)[0])
 
@@ -140,6 +157,14 @@ class PagedAdapter:
         self.num_pins = 0
         self.used_at = 0
         self.is_wanted = False  # by a job that waits for it
+
+
+def _arrays_on(
+    device: Device, shapes: Mapping[str, tuple[int, ...]], num_slots: int
+) -> BankArrays | DeviceArrays:
+    if device == "cpu":
+        return BankArrays(shapes, num_slots)
+    return DeviceArrays(shapes, num_slots, device)
 
 
 def _bytes_of(shape: tuple[int, ...]) -> int:

@@ -65,6 +65,10 @@ def serve(
         Literal["auto", "fp32", "int8", "fp16"] | None,
         typer.Option(help="Variant of the trunk; what its export picked unless given."),
     ] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"] | None,
+        typer.Option(help="Where the trunk runs; a GPU if one can be used, unless given."),
+    ] = None,
     proxy: Annotated[
         Literal["haproxy", "python"], typer.Option(help="python: Ray's own, slower.")
     ] = DEFAULT_PROXY,
@@ -74,7 +78,12 @@ def serve(
     from serve.service import Service  # noqa: PLC0415 (a second of imports, for this command only)
 
     settings = load_settings(
-        store=store, host=host, port=port, replicas=replicas, precision=precision
+        store=store,
+        host=host,
+        port=port,
+        replicas=replicas,
+        precision=precision,
+        device=device,
     )
     is_over = threading.Event()
     with ExitStack() as running:

@@ -21,7 +21,7 @@ from export.bundle import Digest, Precision, TrunkManifest
 from serve.adapted import families_in
 from serve.bank import Bank, PagedAdapter
 from serve.heads import Head, HeadOutputError, logits_of, score
-from serve.onnx_session import open_session
+from serve.onnx_session import Device, open_session
 from serve.task_settings import DEFAULTS, TaskSettings
 
 
@@ -94,6 +94,10 @@ class Engine:
         graph: The bytes of `trunk.onnx`, or of its variant in that precision.
         manifest: Its `trunk.json`.
         adapted: The bytes of `trunk_adapted.onnx`, if the trunk has one.
+        device: Where the trunk and its adapted graph run.
+
+    Raises:
+        DeviceError: a session did not get that device.
     """
 
     def __init__(
@@ -103,11 +107,12 @@ class Engine:
         *,
         precision: Precision = "fp32",
         adapted: bytes | None = None,
+        device: Device = "cpu",
     ) -> None:
-        self.manifest, self.precision = manifest, precision
-        self.families = families_in(adapted) if adapted else {}
+        self.manifest, self.precision, self.device = manifest, precision, device
+        self.families = families_in(adapted, device) if adapted else {}
         self._graph = graph
-        self._session = open_session(graph)
+        self._session = open_session(graph, device)
 
     @cached_property
     def prefix_shape(self) -> tuple[int, ...]:
@@ -165,7 +170,7 @@ class Engine:
         model = Extractor(onnx.load_model_from_string(self._graph)).extract_model(
             ["images"], ["prefix"]
         )
-        return open_session(model.SerializeToString())
+        return open_session(model.SerializeToString(), self.device)
 
     def _features_and_maps(
         self, pictures: NDArray[np.uint8], rows: Sequence[Row]

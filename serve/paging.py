@@ -10,7 +10,7 @@ import logging
 import tempfile
 import threading
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -105,6 +105,10 @@ class AdapterMemory:
             needed = sum(adapter.bank.slot_bytes for adapter in adapters)
             if needed > self._budget_bytes:
                 raise AdaptersTooLargeError(needed, self._budget_bytes)
+            for bank, num_slots in Counter(adapter.bank for adapter in adapters).items():
+                if num_slots > bank.max_slots:
+                    room = bank.max_slots * bank.slot_bytes
+                    raise AdaptersTooLargeError(num_slots * bank.slot_bytes, room)
             self._clock += 1
             for adapter in adapters:
                 adapter.used_at = self._clock
@@ -148,8 +152,26 @@ class AdapterMemory:
                     f"is {self._budget_bytes}."
                 )
             max_slots = self._budget_bytes // slot_bytes
+            if graph.device != "cpu":
+                max_slots = self._share_of_device(slot_bytes)
             self._banks[key] = Bank(graph, width, max_slots=max_slots)
         return self._banks[key]
+
+    def _share_of_device(self, slot_bytes: int) -> int:
+        """Slots of a new bank on a device, which takes its memory at once and never more.
+
+        Half of what other banks have left, so that something is left for later ones.
+
+        Raises:
+            AdapterError: nothing is left.
+        """
+        left = self._budget_bytes - sum(bank.used_bytes for bank in self._banks.values())
+        if left < slot_bytes:
+            raise AdapterError(
+                f"Adapters of other ranks and kinds have taken the device's memory: {left} bytes "
+                f"are left, and one of these takes {slot_bytes}. Raise adapter_memory_bytes."
+            )
+        return max(1, left // 2 // slot_bytes)
 
     def _load_missing(self) -> None:
         while True:
@@ -204,7 +226,7 @@ class AdapterMemory:
 
     def _has_room(self, bank: Bank) -> bool:
         used = sum(other.used_bytes for other in self._banks.values())
-        return used + bank.slot_bytes <= self._budget_bytes
+        return not bank.is_full and used + bank.growth_bytes <= self._budget_bytes
 
     def _evict(self, bank: Bank) -> int | None:
         """Page out the least recently used of this bank; if it has none, make room in others."""
@@ -214,6 +236,8 @@ class AdapterMemory:
             assert place is not None
             self._page_out(victim)
             return place
+        if bank.is_full:
+            return None
         for other in sorted(self._banks.values(), key=lambda b: b.used_bytes, reverse=True):
             other.trim()
             while not self._has_room(bank) and other is not bank:

@@ -28,12 +28,14 @@ from export.bundle import (
 from models.pictures import load_picture
 from serve import gates
 from serve.batcher import Batcher
+from serve.devices import choose_device
 from serve.engine import Engine, LiveHead, Snapshot
 from serve.headlog import HeadLog, StoreError
 from serve.jobs import Answer, Job
 from serve.link import Link
 from serve.loading import HeadLoader
 from serve.metrics import Metrics
+from serve.onnx_session import Device
 from serve.precision import choose_precision
 from serve.record import LogView, TaskChange, TrunkChange
 from serve.settings import ServeSettings
@@ -58,6 +60,7 @@ class Replica:
     Raises:
         NoTrunkError: the log has no trunk.
         PrecisionError: the trunk has no variant of the precision in the settings.
+        DeviceError: the device in the settings cannot be used.
         StoreError: the log or what it names cannot be read.
     """
 
@@ -66,7 +69,8 @@ class Replica:
         view = log.follow(LogView())
         if view.trunk is None:
             raise NoTrunkError(f"The store {log.url} has no trunk; start with --trunk FOLDER.")
-        self.engine = load_engine(log, view.trunk, precision=settings.precision)
+        device = choose_device(settings.device)
+        self.engine = load_engine(log, view.trunk, precision=settings.precision, device=device)
         batch_size, picture_s = self._batch_size()
         self._loader = HeadLoader(
             log,
@@ -243,7 +247,11 @@ def store_trunk(log: HeadLog, manifest_bytes: bytes, files: dict[str, bytes]) ->
 
 
 def load_engine(
-    log: HeadLog, trunk: TrunkChange, *, precision: Precision | Literal["auto"] = "auto"
+    log: HeadLog,
+    trunk: TrunkChange,
+    *,
+    precision: Precision | Literal["auto"] = "auto",
+    device: Device = "cpu",
 ) -> Engine:
     """Fetch a trunk from the store and load it.
 
@@ -252,6 +260,7 @@ def load_engine(
 
     Raises:
         PrecisionError: the trunk has no such variant.
+        DeviceError: a session did not get the device.
         StoreError: a blob is missing or damaged, or the manifest is another trunk's.
     """
     manifest = load_trunk_manifest(log, trunk)
@@ -263,6 +272,7 @@ def load_engine(
         manifest,
         precision=chosen,
         adapted=log.get_blob(f"sha256:{adapted.sha256}") if adapted else None,
+        device=device,
     )
 
 

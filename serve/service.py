@@ -15,6 +15,7 @@ import httpx
 
 from export.bundle import TRUNK_MANIFEST, Digest, read_trunk_folder
 from serve import runtime
+from serve.devices import refuse_without_gpu
 from serve.headlog import HeadLog
 from serve.precision import choose_precision
 from serve.record import LogView, TrunkChange
@@ -72,6 +73,7 @@ class Service:
             StartError: the port is taken, or a replica cannot start.
             NoTrunkError: the store has no trunk and none was given.
             PrecisionError: the trunk has no variant of the precision in the settings.
+            DeviceError: the device in the settings is not on this machine.
             StoreError: the store cannot be used.
             RuntimeProblemError: this machine lacks something.
         """
@@ -94,8 +96,9 @@ class Service:
                 f"Port {settings.port} of {settings.host} is taken; choose another with --port."
             )
         trunk = self._find_trunk()
-        # Asked here as well, because what a replica raises arrives as an error of Ray's.
+        # Both asked here as well, because what a replica raises arrives as an error of Ray's.
         choose_precision(load_trunk_manifest(HeadLog(settings.store), trunk), settings.precision)
+        refuse_without_gpu(settings.device)
         self._folder = Path(tempfile.mkdtemp(prefix="headstock-", dir=_SHORT))
         runtime.prepare(
             self._folder,

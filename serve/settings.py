@@ -56,6 +56,9 @@ class ServeSettings(BaseSettings):
     precision: Precision | Literal["auto"] = Field(
         "auto", description="Variant of the trunk: fp32, int8, fp16, or what its export picked."
     )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where the trunk runs: cpu, cuda, or auto: a GPU if one can be used."
+    )
     batch_target_s: PositiveFloat = Field(
         0.01,
         description="A batch takes as many pictures as the trunk runs in this time.",

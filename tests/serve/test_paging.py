@@ -106,8 +106,9 @@ class Tasks:
 def in_bank(adapter: PagedAdapter) -> Weights:
     """What the bank holds for an adapter."""
     assert adapter.slot is not None
-    arrays = adapter.bank._arrays.arrays
-    return {name: array[adapter.slot] for name, array in arrays.items()}
+    arrays = adapter.bank._arrays
+    assert isinstance(arrays, BankArrays)
+    return {name: array[adapter.slot] for name, array in arrays.arrays.items()}
 
 
 def test_the_least_recently_used_leaves(make_memory: Make, families: Families) -> None:
