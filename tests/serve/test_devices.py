@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -28,6 +29,18 @@ gpu_build = pytest.mark.skipif(
     CUDA not in devices.onnxruntime.get_available_providers(),
     reason="there is no ONNX Runtime with CUDA for this system",
 )
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARES = """
+from serve import app
+from serve.settings import ServeSettings
+
+cases = ("auto", {"GPU": 1.0}), ("cuda", {"GPU": 3.0}), ("cpu", {"GPU": 1.0}), ("auto", {})
+for device, gpus in cases:
+    app.ray.cluster_resources = lambda: {"CPU": 2.0, **gpus}
+    application = app.build_app(ServeSettings(store="/s", device=device, replicas=3))
+    print(application._bound_deployment.ray_actor_options["num_gpus"])
+"""
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -168,6 +181,16 @@ def test_replicas_on_the_cpu_take_no_gpu(wanted: str, num_gpus: int) -> None:
     settings = ServeSettings.model_validate({"store": "/s", "device": wanted})
 
     assert gpu_share(settings.device, replicas=2, num_gpus=num_gpus) == 0
+
+
+def test_replicas_ask_ray_for_their_share() -> None:
+    """Ray takes the options, and shows a replica no GPU but its own."""
+    # In a process of its own: importing Ray warns, and warnings are errors here.
+    ran = subprocess.run(
+        [sys.executable, "-c", SHARES], check=True, capture_output=True, text=True, cwd=ROOT
+    )
+
+    assert ran.stdout.split() == ["0.3333", "1.0", "0.0", "0.0"]
 
 
 def test_cuda_in_a_cluster_without_a_gpu_is_an_error() -> None:
