@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -125,6 +125,7 @@ def test_features_are_those_of_a_bank_in_the_processs_memory(device: Device) -> 
     """Bit for bit on the CPU, whatever was written, released and read between."""
     on_device = bank_on(device)
 
+    @settings(max_examples=50, deadline=None)  # the machine may be busy
     @given(steps=st.lists(st.one_of(WRITES, READS.map(tuple)), min_size=1, max_size=8))
     def check(steps: list[list[Write] | tuple[Write, ...]]) -> None:
         in_memory = Bank(AdaptedGraph(adapted_graph(), "scale_shift"), 0, max_slots=NUM_SLOTS)
