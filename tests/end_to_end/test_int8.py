@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from jaxtyping import UInt8
 from numpy.typing import NDArray
+from onnx import numpy_helper
+from safetensors.numpy import load
 from safetensors.torch import save_file
 
 from export.bundle import (
+    GOLDEN,
+    HEAD,
     TRUNK_GRAPH,
     TRUNK_INT8,
     TRUNK_MANIFEST,
@@ -180,6 +186,39 @@ def test_bundles_made_on_float_pass_the_golden_gate_of_int8(world: World, strate
     assert verdict(bundle, world.engines["fp32"]) == ("golden", True)
     assert verdict(bundle, int8) == ("golden", True)
     assert verdict(bundle, as_float) == ("golden", False)
+
+
+def test_swapped_labels_are_caught_in_spite_of_the_wide_tolerance(world: World) -> None:
+    """Every logit is then off by more than the variant moves it."""
+    swapped = with_head(world.made["head"].bundle, lambda weight: weight[..., ::-1])
+
+    assert verdict(swapped, world.engines["int8"]) == ("golden", False)
+
+
+def test_a_small_fault_of_a_head_is_caught_on_float_only(world: World) -> None:
+    """Such as a bias that is off by a third of the tolerance, as the page on precision says."""
+    bundle = world.made["head"].bundle
+    scale = max(1.0, float(np.abs(load(bundle.files[GOLDEN])["logits"]).max()))
+    offset = np.array(world.manifest.golden_tolerance["int8"] * scale / 3, np.float32)
+    biased = with_head(bundle, lambda weight: weight + offset if weight.ndim == 1 else weight)
+
+    assert verdict(biased, world.engines["fp32"]) == ("golden", False)
+    assert verdict(biased, world.engines["int8"]) == ("golden", True)
+
+
+def with_head(
+    bundle: Bundle, change: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+) -> Bundle:
+    """The same golden samples, with other weights of the head: [..., labels]."""
+    model = onnx.load_model_from_string(bundle.files[HEAD])
+    for stored in model.graph.initializer:
+        weight, num_labels = numpy_helper.to_array(stored), len(bundle.manifest.labels)
+        is_transposed = weight.shape[-1] != num_labels
+        changed = change(weight.T).T if is_transposed else change(weight)
+        stored.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(changed), stored.name))
+    files = {name: bundle.files[name] for name in bundle.manifest.files}
+    fields = bundle.manifest.model_dump(exclude={"files"})
+    return Bundle.pack({**files, HEAD: model.SerializeToString()}, **fields)
 
 
 def test_heads_adapters_and_tails_share_the_prefix_of_the_variant(

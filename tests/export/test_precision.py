@@ -18,9 +18,10 @@ from onnx import TensorProto
 
 from export import precision
 from export.agreement import Agreement, HeadOutcome, judge
+from export.parity import open_session
 from export.precision import Candidate, float_candidate, int8_candidates
-from export.quantize import PRODUCTS, layers_of, prepare
-from export.trial import Trial, make_trial
+from export.quantize import PRODUCTS, Scheme, calibrate, layers_of, prepare, quantize
+from export.trial import Trial, features, make_trial
 from export.trunk import trunk_graph
 from export.variants import PrecisionRefusedError, Variants, calibration_pictures, choose_variants
 from models.backbones import Backbone, build_backbone
@@ -98,6 +99,12 @@ def float_layers(candidate: Candidate) -> int:
     return int(found[1]) if found else 0
 
 
+def agreement_of(candidate: Candidate) -> Agreement:
+    """What the heads say of it."""
+    assert candidate.agreement is not None
+    return candidate.agreement
+
+
 def float_products(graph: bytes) -> set[str]:
     """Names of the products whose weights are float numbers in the file."""
     found = onnx.load_model_from_string(graph).graph
@@ -114,6 +121,8 @@ def test_a_fault_that_no_scheme_survives_is_mended_by_leaving_it_in_float(sick: 
     assert [float_layers(c) for c in mended] == [1, 2, 4][: len(mended)]
     assert [c.is_accepted for c in mended] == [False] * (len(mended) - 1) + [True]
     assert len(float_products(mended[-1].graph)) == float_layers(mended[-1])
+    best = max(whole, key=lambda candidate: agreement_of(candidate).agreement.value)
+    assert all(c.how.startswith(f"{best.how}, ") for c in mended)
     assert float_products(mended[-1].graph) & {
         sick.layers[place][0] for place in (sick.faulty, sick.faulty + 1)
     }
@@ -131,6 +140,27 @@ def test_a_healthy_trunk_needs_no_float_layers(sick: Case, learned: Backbone) ->
     }
     assert all(float_products(c.graph) == set() for c in healthy)
     assert any(c.is_accepted for c in healthy)
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_ranges_are_found_by_the_method_that_moves_features_least(
+    sick: Case, learned: Backbone, *, per_channel: bool
+) -> None:
+    """Of four, on the pictures of calibration."""
+    graph = prepare(trunk_graph(learned))
+    ranges = calibrate(graph, sick.pictures)
+    expected = features(open_session(graph), sick.pictures)
+    errors = {
+        method: float(np.square(features(open_session(int8), sick.pictures) - expected).sum())
+        for method, bounds in ranges.items()
+        for int8 in [quantize(graph, bounds, Scheme("uint8", per_channel, method))]
+    }
+    weights = "per channel" if per_channel else "per tensor"
+    healthy = dataclasses.replace(sick, graph=trunk_graph(learned)).search()
+    (found,) = [c.how for c in healthy if c.how.startswith(f"uint8, {weights}")]
+
+    assert len(set(errors.values())) == 4
+    assert found == f"uint8, {weights}, {min(errors, key=lambda method: errors[method])}"
 
 
 def test_the_search_ends_where_float_layers_make_it_slower_than_float(

@@ -128,6 +128,44 @@ def test_weights_are_stored_in_eight_bits(graph: bytes, ranges: dict[Method, Ran
         assert stored[of[node.input[1]].input[0]] == TensorProto.INT8
 
 
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_a_scale_is_of_a_channel_or_of_all(
+    graph: bytes, ranges: dict[Method, Ranges], *, per_channel: bool
+) -> None:
+    """The largest weight it covers by 127, by numpy."""
+    scheme = Scheme("uint8", per_channel, "minmax")
+    given = {w.name: numpy_helper.to_array(w) for w in loaded(graph).initializer}
+    found = loaded(quantize(graph, ranges["minmax"], scheme))
+    values = {w.name: numpy_helper.to_array(w) for w in found.initializer}
+    of = {node.output[0]: node for node in found.node}
+    (first,) = [n for n in loaded(graph).node if n.name == layers_of(graph)[0][0]]
+    (product,) = [node for node in found.node if node.name == first.name]
+    largest = np.abs(given[first.input[1]]).max(axis=(1, 2, 3) if per_channel else None)
+
+    assert values[of[product.input[1]].input[1]] == pytest.approx(largest / 127, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("activations", "expected"), [("uint8", TensorProto.UINT8), ("int8", TensorProto.INT8)]
+)
+def test_activations_are_what_the_scheme_says(
+    graph: bytes, ranges: dict[Method, Ranges], activations: str, expected: int
+) -> None:
+    """By the zero point of every Q node, which gives the type of its output."""
+    scheme = Scheme(activations, per_channel=True, method="minmax")  # pyrefly: ignore
+    found = loaded(quantize(graph, ranges["minmax"], scheme))
+    types = {w.name: w.data_type for w in found.initializer}
+    quantised = [node for node in found.node if node.op_type == "QuantizeLinear"]
+
+    assert quantised
+    assert {types[node.input[2]] for node in quantised} == {expected}
+
+
+def loaded(graph: bytes) -> onnx.GraphProto:
+    """The graph of a file."""
+    return onnx.load_model_from_string(graph).graph
+
+
 def test_float_nodes_stay_float_and_the_rest_does_not(
     graph: bytes, ranges: dict[Method, Ranges]
 ) -> None:
@@ -172,6 +210,24 @@ def test_one_badly_scaled_depthwise_channel_is_found_and_mended(
     assert layers_of(prepared)[place] in {layer, others[0][1]}
     assert worst > 3 * others[1][0]
     assert error(mended) < error(SCHEME) / 3
+
+
+def test_layers_of_deep_networks_are_tried_in_groups_of_neighbours(
+    graph: bytes,
+    images: Pixels,
+    ranges: dict[Method, Ranges],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Eleven layers in at most four groups; each layer is in one of them."""
+    monkeypatch.setattr("export.injury.MAX_GROUPS", 4)
+    layers = layers_of(graph)
+    groups = [names for _, names in injuries(graph, ranges["minmax"], SCHEME, images[:2])]
+
+    assert len(layers) == 11
+    assert sorted(groups) == sorted(
+        tuple(name for layer in layers[start : start + 3] for name in layer)
+        for start in range(0, 11, 3)
+    )
 
 
 def with_loud_channel(graph: bytes, *, channel: int) -> tuple[bytes, int]:

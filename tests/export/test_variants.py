@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from export.variants import (
 )
 from models.backbones import Backbone
 from models.checkpoint import save_student
-from models.data import PictureData
+from models.data import PictureData, Split
 from models.digits import load_digit_task
 from models.evaluate import Estimate
 from models.recipe import SAMPLES
@@ -79,7 +80,8 @@ def candidate(
 ) -> Candidate:
     """One whose speed is known up to a width."""
     ratio = Estimate(speed, speed - width, speed + width, 9)
-    return Candidate(precision, f"{precision} {speed}", b"graph", 1.0, ratio, found)
+    name = f"{precision} {speed}"
+    return Candidate(precision, name, name.encode(), 1.0, ratio, found)
 
 
 FLOAT = candidate("fp32", 1.0, None)
@@ -117,9 +119,10 @@ def test_auto_writes_what_is_picked_and_nothing_else() -> None:
 
 def test_a_variant_that_was_asked_for_is_written_though_float_is_faster_here() -> None:
     """Other machines may serve it; this one's CPU is told to serve float."""
-    variants = choose_variants([FLOAT, candidate("int8", 0.6, GOOD)], "int8")
+    slow = [candidate("int8", speed, GOOD) for speed in (0.5, 0.6, 0.4)]
+    variants = choose_variants([FLOAT, *slow], "int8")
 
-    assert (set(variants.graphs), variants.picked) == ({"int8"}, "fp32")
+    assert (variants.graphs, variants.picked) == ({"int8": b"int8 0.6"}, "fp32")
 
 
 def test_the_tolerance_is_what_was_measured_with_a_margin() -> None:
@@ -172,6 +175,29 @@ def test_heads_refuse_the_features_of_another_trunk(
     assert "digits" in found.significantly_worse
 
 
+def test_heads_learn_nothing_from_test_pictures(student: Backbone, digits: PictureData) -> None:
+    """With every test label wrong they are the same heads, and all their answers are."""
+    graph = trunk_graph(student)
+    wrong = (digits.test.labels + 1) % 10
+    other = dataclasses.replace(digits, test=Split(digits.test.pictures[:50], wrong[:50]))
+    whole, _ = make_trial(graph, [digits], student.preprocessing).heads[:2]
+    again, _ = make_trial(graph, [other], student.preprocessing).heads[:2]
+
+    torch.testing.assert_close(whole.head.weight, again.head.weight, atol=0, rtol=0)
+    assert again.labels.tolist() == wrong[:50].tolist()
+
+
+def test_tasks_on_the_same_pictures_are_known_by_them(
+    student: Backbone, digits: PictureData
+) -> None:
+    """Answers to one picture are drawn together, so that intervals do not become too narrow."""
+    parity = load_digit_task("parity", seed=0)
+    trial = make_trial(trunk_graph(student), [digits, parity], student.preprocessing)
+
+    assert trial.keys[0] == trial.keys[1] == tuple(p.key for p in digits.test.pictures)
+    assert len(set(trial.keys[0])) > 0.9 * len(digits.test)
+
+
 def test_too_few_heads_are_said_before_anything_is_computed(student: Backbone) -> None:
     """Two labels make one head, since one label against the rest is the same question."""
     parity = load_digit_task("parity", seed=0)
@@ -202,6 +228,15 @@ def test_a_graph_is_as_fast_as_itself(student: Backbone, pictures: torch.Tensor)
     # A busy machine may halve the speed of single rounds; the median of nine stays near 1.
     assert 0.7 < found.value < 1.4
     assert found.low <= found.value <= found.high
+
+
+def test_the_smaller_net_is_the_faster_one(
+    student: Backbone, build: Callable[..., Backbone], pictures: torch.Tensor
+) -> None:
+    """The teacher of this student multiplies ten times as much: its time comes first."""
+    teacher = trunk_graph(build("small32_teacher"))
+
+    assert speedup(teacher, trunk_graph(student), pictures.numpy()[:1]).value > 1
 
 
 def test_a_refused_precision_leaves_nothing_written(
