@@ -7,7 +7,6 @@ those that load, so a hostile graph is refused before a session is made of it.
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable
 
@@ -23,7 +22,6 @@ from serve.heads import Head, HeadOutputError, graph_file, score
 from serve.record import Verdict
 
 MAX_GOLDEN_PICTURES = 64
-RUN_TRIALS = 5
 GOLDEN_BATCH = 8  # the trunk's memory grows with its largest batch, and stays
 
 
@@ -161,12 +159,10 @@ def _inputs(bundle: Bundle, engine: Engine, pictures: NDArray[np.uint8]) -> NDAr
 def _how_it_runs(head: Head, row: NDArray[np.float32], *, num_bytes: int) -> str:
     if head.is_packed:
         return "packed"
-    seconds = []
-    for _ in range(RUN_TRIALS):
-        began_s = time.perf_counter()
-        head.logits(row)
-        seconds.append(time.perf_counter() - began_s)
-    run_us = 1e6 * statistics.median(seconds)
+    # Once, for a slow head holds a swap up; the golden samples have warmed the session.
+    began_s = time.perf_counter()
+    head.logits(row)
+    run_us = 1e6 * (time.perf_counter() - began_s)
     return f"in its own session, {run_us:.0f} us a row, graph of {num_bytes / 1e3:.0f} kB"
 
 
