@@ -4,6 +4,7 @@
 # annotation, and would skip that without a word if the annotation were text.
 
 import asyncio
+import logging
 from typing import Any
 
 import ray
@@ -32,6 +33,7 @@ class Predictor:
     """
 
     async def __init__(self, settings: str) -> None:
+        _log_to_stderr()
         checked = ServeSettings.model_validate_json(settings)
         if checked.host in LOOPBACK:
             _keep_grpc_on_loopback()
@@ -55,6 +57,15 @@ class Predictor:
         # Set last in __init__, so it is missing if that failed.
         if hasattr(self, "_replica"):
             self._replica.close()
+
+
+def _log_to_stderr() -> None:
+    """Into the file that Ray keeps of this process; without a handler Python drops what is INFO."""
+    ours = logging.getLogger("serve")
+    ours.setLevel(logging.INFO)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    ours.addHandler(handler)
 
 
 def _keep_grpc_on_loopback() -> None:

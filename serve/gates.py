@@ -19,6 +19,7 @@ from serve.adapted import AdapterError, family_of
 from serve.engine import Engine
 from serve.graph_gate import GateError, check_graph
 from serve.heads import Head, HeadOutputError, graph_file, score
+from serve.onnx_session import Device
 from serve.record import Verdict
 
 MAX_GOLDEN_PICTURES = 64
@@ -121,7 +122,7 @@ def check_golden(bundle: Bundle, engine: Engine) -> str:
     pictures, expected = _golden(bundle, engine)
     scale = max(1.0, float(np.abs(expected).max()))
     tolerance = engine.manifest.golden_tolerance[engine.precision] * scale
-    head = load_head(bundle)
+    head = load_head(bundle, engine.device)
     starts = range(0, len(pictures), GOLDEN_BATCH)
     features = np.concatenate(
         [_inputs(bundle, engine, pictures[start : start + GOLDEN_BATCH]) for start in starts]
@@ -186,14 +187,14 @@ def _difference(head: Head, features: NDArray[np.float32], expected: NDArray[np.
     return float(np.abs(logits[: len(expected)] - expected).max())
 
 
-def load_head(bundle: Bundle) -> Head:
-    """Make the head's session.
+def load_head(bundle: Bundle, device: Device = "cpu") -> Head:
+    """Make the head's session; a tail's on the device.
 
     Raises:
         GateError: ONNX Runtime cannot load it.
     """
     try:
-        return Head.of_bundle(bundle)
+        return Head.of_bundle(bundle, device)
     except Exception as error:
         raise GateError(f"{graph_file(bundle.manifest)} cannot be loaded: {error}") from error
 

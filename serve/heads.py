@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from export.bundle import HEAD, TAIL, Bundle, Manifest
 from serve.affine import AffineMap, recognise
-from serve.onnx_session import open_session
+from serve.onnx_session import Device, open_session
 
 Link = Literal["softmax", "sigmoid", "none"]
 
@@ -45,15 +45,22 @@ class Head:
     takes: Literal["features", "prefix"] = "features"
 
     @classmethod
-    def of_bundle(cls, bundle: Bundle) -> Head:
-        """Load the head or the tail of a bundle that has passed the gates."""
-        return cls.of_graph(bundle.files[graph_file(bundle.manifest)], bundle.manifest)
+    def of_bundle(cls, bundle: Bundle, device: Device = "cpu") -> Head:
+        """Load the head or the tail of a bundle that has passed the gates; see `of_graph`."""
+        return cls.of_graph(bundle.files[graph_file(bundle.manifest)], bundle.manifest, device)
 
     @classmethod
-    def of_graph(cls, graph: bytes, manifest: Manifest) -> Head:
-        """Load it from the two files of its bundle that say what it computes."""
+    def of_graph(cls, graph: bytes, manifest: Manifest, device: Device = "cpu") -> Head:
+        """Load it from the two files of its bundle that say what it computes.
+
+        A tail runs on the device. What starts from features is on the CPU always: it takes
+        microseconds, less than a GPU's own overhead (assumed, not measured).
+
+        Raises:
+            DeviceError: a tail's session did not get the device.
+        """
         if manifest.kind == "tail":
-            session = open_session(graph)
+            session = open_session(graph, device)
             return cls(session, manifest.labels, manifest.link, manifest.temperature, "prefix")
         runner = recognise(onnx.load_model_from_string(graph)) or open_session(graph)
         return cls(runner, manifest.labels, manifest.link, manifest.temperature)

@@ -72,7 +72,7 @@ class HeadLoader:
 
     def live(self, change: TaskChange, bundle: Bundle) -> LiveHead:
         """A bundle that has passed the gates, as a version of its task."""
-        head, entry = gates.load_head(bundle), bundle.manifest.adapter
+        head, entry = gates.load_head(bundle, self._engine.device), bundle.manifest.adapter
         adapter = None
         cost = self._tail_cost(head) if head.takes == "prefix" else 0.0
         if entry is not None:

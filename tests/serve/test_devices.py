@@ -12,14 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve import devices
+from export.bundle import TRUNK_ADAPTED, TRUNK_GRAPH
+from serve import devices, gates
+from serve.adapted import families_in
 from serve.devices import choose_device, gpu_share, refuse_without_gpu
-from serve.engine import Engine
+from serve.engine import Engine, LiveHead, Row
+from serve.heads import Head
 from serve.onnx_session import CUDA, DeviceError, open_session
+from serve.paging import AdapterMemory
 from serve.service import Service
 from serve.settings import ServeSettings
 from tests.serve.conftest import trunk_graph
+from tests.serve.graphs import two_row_head
 from tests.serve.oracle import some_picture
+from tests.serve.specialised import SpecialisedTrunk, some_pictures
 
 HAS_GPU = devices._num_gpus() > 0
 no_gpu = pytest.mark.skipif(HAS_GPU, reason="this machine has a GPU")
@@ -33,6 +39,7 @@ gpu_build = pytest.mark.skipif(
 ROOT = Path(__file__).resolve().parents[2]
 SHARES = """
 from serve import app
+from serve.devices import choose_device
 from serve.settings import ServeSettings
 
 cases = ("auto", {"GPU": 1.0}), ("cuda", {"GPU": 3.0}), ("cpu", {"GPU": 1.0}), ("auto", {})
@@ -40,6 +47,8 @@ for device, gpus in cases:
     app.ray.cluster_resources = lambda: {"CPU": 2.0, **gpus}
     application = app.build_app(ServeSettings(store="/s", device=device, replicas=3))
     print(application._bound_deployment.ray_actor_options["num_gpus"])
+app._log_to_stderr()
+choose_device("cpu")
 """
 
 
@@ -134,6 +143,27 @@ def test_a_session_that_silently_got_the_cpu_is_an_error(capfd: pytest.CaptureFi
     assert "Failed to load library" in capfd.readouterr().err
 
 
+@no_gpu
+@gpu_build
+def test_trunk_prefix_adapted_graph_and_tail_run_on_the_device_and_heads_do_not(
+    small_trunk: SpecialisedTrunk, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen by who fails where there is no GPU."""
+    with pytest.raises(DeviceError):
+        Engine(trunk_graph(), engine.manifest, device="cuda")
+    on_cpu = small_trunk.engine()
+    monkeypatch.setattr(on_cpu, "device", "cuda")
+    with pytest.raises(DeviceError):
+        on_cpu.prefix(some_pictures(1, seed=0))
+    for graph in families_in(small_trunk.files[TRUNK_ADAPTED], "cuda").values():
+        with pytest.raises(DeviceError):
+            _ = graph.session
+    with pytest.raises(DeviceError):
+        Head.of_bundle(small_trunk.with_tail("tail", 1).bundle, "cuda")
+    manifest = small_trunk.with_head("head", 2).bundle.manifest
+    Head.of_graph(two_row_head(), manifest, "cuda")
+
+
 def test_a_session_never_goes_on_with_another_device() -> None:
     """ONNX Runtime's own way is to print that a GPU failed, and to run on the CPU from then on."""
     assert not open_session(trunk_graph())._enable_fallback
@@ -184,13 +214,14 @@ def test_replicas_on_the_cpu_take_no_gpu(wanted: str, num_gpus: int) -> None:
 
 
 def test_replicas_ask_ray_for_their_share() -> None:
-    """Ray takes the options, and shows a replica no GPU but its own."""
+    """Ray takes the options, and shows a replica no GPU but its own; what it picks is logged."""
     # In a process of its own: importing Ray warns, and warnings are errors here.
     ran = subprocess.run(
         [sys.executable, "-c", SHARES], check=True, capture_output=True, text=True, cwd=ROOT
     )
 
     assert ran.stdout.split() == ["0.3333", "1.0", "0.0", "0.0"]
+    assert ran.stderr.endswith(" INFO serve.devices: device cpu, as set\n")
 
 
 def test_cuda_in_a_cluster_without_a_gpu_is_an_error() -> None:
@@ -215,3 +246,49 @@ def test_a_gpu_is_picked_and_answers_as_the_cpu_does(
         engine.features(pictures),
         atol=engine.manifest.golden_tolerance["fp32"],
     )
+
+
+@gpu
+@needs_gpu
+def test_every_size_of_specialisation_is_answered_on_a_gpu_as_on_the_cpu(
+    small_trunk: SpecialisedTrunk,
+) -> None:
+    """Heads, adapters of both families and tails, within the tolerance that golden samples have."""
+    assert choose_device("cuda") == "cuda"
+    tasks = [
+        small_trunk.with_head("head", 1),
+        small_trunk.with_adapter("lora", "lora", 2, width=3),
+        small_trunk.with_adapter("ssf", "ssf", 3),
+        small_trunk.with_tail("tail", 4),
+    ]
+    pictures = some_pictures(3, seed=5)
+    on_gpu = Engine(
+        small_trunk.files[TRUNK_GRAPH],
+        small_trunk.manifest,
+        adapted=small_trunk.files[TRUNK_ADAPTED],
+        device="cuda",
+    )
+    memory = AdapterMemory(on_gpu.families, budget_bytes=2**24)
+    heads = []
+    for task in tasks:
+        manifest = task.bundle.manifest
+        assert all(
+            verdict.passed for verdict in gates.admit(task.bundle, on_gpu, max_head_bytes=2**24)
+        )
+        adapter = None
+        if manifest.adapter:
+            weights = gates.read_adapter(task.bundle)
+            adapter = memory.add(manifest.task, manifest.adapter, weights)
+        head = gates.load_head(task.bundle, "cuda")
+        heads.append(LiveHead(manifest.task, 1, task.bundle.digest, head, adapter=adapter))
+    assert memory.pin(heads)
+    rows = [Row(place, head) for place in range(3) for head in heads]
+    answers = on_gpu.run(pictures, rows)
+    memory.close()
+
+    truths = [task.truth(pictures) for task in tasks]
+    tolerance = small_trunk.manifest.golden_tolerance["fp32"]
+    for row, got in zip(rows, answers, strict=True):
+        assert isinstance(got, np.ndarray), got
+        truth = truths[heads.index(row.head)][row.image_of]
+        np.testing.assert_allclose(got, truth, atol=tolerance)
