@@ -221,12 +221,16 @@ def with_head(
     return Bundle.pack({**files, HEAD: model.SerializeToString()}, **fields)
 
 
+@pytest.mark.parametrize("strategies", [STRATEGIES, ("lora", "tail")], ids=["all", "no heads"])
 def test_heads_adapters_and_tails_share_the_prefix_of_the_variant(
-    world: World, tmp_path: Path
+    world: World, tmp_path: Path, strategies: tuple[str, ...]
 ) -> None:
-    """Rows mixed in one batch: adapters and tails are what PyTorch makes of the INT8 maps."""
+    """Rows mixed in one batch: adapters and tails are what PyTorch makes of the INT8 maps.
+
+    Where no head is asked the engine runs the prefix alone.
+    """
     pictures = world.pictures[:BATCH]
-    mixed = asked(world, "int8", tmp_path)
+    mixed = asked(world, "int8", tmp_path, strategies)
     session = open_session(world.files[TRUNK_INT8])
     plain, maps = (
         torch.from_numpy(np.asarray(found))
@@ -238,7 +242,8 @@ def test_heads_adapters_and_tails_share_the_prefix_of_the_variant(
             "head": trained["head"].head.head(plain),
             **{s: t.special.tail.eval()(maps) for s, t in trained.items() if t.special},
         }
-    for strategy, found in expected.items():
+    for strategy in strategies:
+        found = expected[strategy]
         centred = (found - found.mean(dim=1, keepdim=True)).numpy()
         # Float fusion moves logits by 1e-5 of their scale; scores near 0 and 1 round.
         np.testing.assert_allclose(mixed[strategy], centred, atol=5e-3)
@@ -256,7 +261,9 @@ def test_adapters_and_tails_on_int8_maps_stay_within_the_tolerance(
         assert 1e-3 * scale < shift <= tolerance * scale
 
 
-def asked(world: World, precision: Precision, folder: Path) -> dict[str, NDArray[np.float32]]:
+def asked(
+    world: World, precision: Precision, folder: Path, strategies: tuple[str, ...] = STRATEGIES
+) -> dict[str, NDArray[np.float32]]:
     """Centred logits of every strategy, all asked of the same pictures in one batch."""
     engine, pictures = world.engines[precision], world.pictures[:BATCH]
     loader = HeadLoader(
@@ -270,10 +277,11 @@ def asked(world: World, precision: Precision, folder: Path) -> dict[str, NDArray
             ),
             made.bundle,
         )
-        for strategy, made in world.made.items()
+        for strategy in strategies
+        for made in [world.made[strategy]]
     }  # fmt: skip
     assert loader.adapters.pin(list(live.values()))
-    rows = [Row(place, live[s]) for place in range(len(pictures)) for s in STRATEGIES]
+    rows = [Row(place, live[s]) for place in range(len(pictures)) for s in strategies]
     scores = engine.run(pictures, rows)
     loader.adapters.close()
-    return {s: logits(scores[place :: len(STRATEGIES)]) for place, s in enumerate(STRATEGIES)}
+    return {s: logits(scores[place :: len(strategies)]) for place, s in enumerate(strategies)}
