@@ -179,17 +179,22 @@ class AdapterMemory:
                 self._lock.wait_for(lambda: self._missing or self._is_closed)
                 if self._is_closed:
                     return
-                adapter = self._missing[0]()
-                place = None
-                if adapter is None or adapter.slot is not None:
-                    self._missing.popleft()
-                    continue
-                place = self._take_slot(adapter, may_evict=True)
-                if place is None:  # all are in use; the end of some job makes room
+                found = self._next_missing()
+                if found is None:  # all slots are in use; the end of some job makes room
                     self._lock.wait(RETRY_S)
                     continue
-                self._missing.popleft()
-            self._bring_in(adapter, place)
+            self._bring_in(*found)
+
+    def _next_missing(self) -> tuple[PagedAdapter, int] | None:
+        """The first that waits and finds a slot: one that finds none keeps nobody behind it."""
+        for ref in list(self._missing):
+            adapter = ref()
+            if adapter is None or adapter.slot is not None:
+                self._missing.remove(ref)
+            elif (place := self._take_slot(adapter, may_evict=True)) is not None:
+                self._missing.remove(ref)
+                return adapter, place
+        return None
 
     def _bring_in(self, adapter: PagedAdapter, place: int) -> None:
         try:

@@ -27,6 +27,7 @@ from export.bundle import (
 )
 from models.pictures import load_picture
 from serve import gates
+from serve.adapted import AdapterError
 from serve.batcher import Batcher
 from serve.devices import choose_device
 from serve.engine import Engine, LiveHead, Snapshot
@@ -158,14 +159,17 @@ class Replica:
         """Fetch a change's bundle, run the gates on it here, load its head.
 
         Raises:
-            StageError: a gate said no.
+            StageError: a gate said no, or there is no memory for its adapter.
             StoreError: the bundle cannot be read.
         """
         bundle = self.log.get_bundle(change.bundle)
         refused = [verdict for verdict in self.admit(bundle) if not verdict.passed]
         if refused:
             raise StageError(refused[0].reason)
-        return self._loader.live(change, bundle)
+        try:
+            return self._loader.live(change, bundle)
+        except AdapterError as error:  # there is no memory for it here
+            raise StageError(str(error)) from error
 
     def admit(self, bundle: Bundle) -> tuple[gates.Verdict, ...]:
         """The verdicts of the gates, as seen from this replica."""

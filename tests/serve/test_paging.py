@@ -172,6 +172,29 @@ def test_when_pinned_tasks_fill_the_memory_others_wait(
     assert tasks.resident == "ab"
 
 
+def test_one_that_finds_no_slot_keeps_nobody_behind_it(families: Families) -> None:
+    """Its own bank is pinned and the other's last slot in use; there a slot before it is free."""
+    lora = AdapterEntry(kind="lora", width=1)
+    budget = 2 * slot_bytes(families, lora) + slot_bytes(families, SSF)
+    memory = AdapterMemory(families, budget_bytes=budget)
+    memory.connect(lambda: None, lambda task: task == "pinned")
+
+    def add(task: str, entry: AdapterEntry) -> list[LiveHead]:
+        return [live(task, memory.add(task, entry, weights_of(families, entry, 1.0)))]
+
+    idle, used, pinned = add("idle", lora), add("used", lora), add("pinned", SSF)
+    assert memory.pin(used)
+    stuck, behind = add("stuck", SSF), add("behind", lora)
+    assert not memory.pin(stuck)
+    until(lambda: memory.pin(behind))
+
+    assert not memory.pin(stuck)
+    for head in (*idle, *pinned):
+        assert head.adapter is not None
+        assert (head.adapter.slot is None) == (head.task == "idle")
+    memory.close()
+
+
 def test_more_than_memory_ever_holds_is_refused(make_memory: Make, families: Families) -> None:
     """With the numbers, at once."""
     memory = make_memory(2)

@@ -146,6 +146,19 @@ def test_a_late_adapter_is_a_deadline_error(tmp_path: Path, small_trunk: Special
             batcher.submit(job).result(10)
 
 
+def test_a_push_without_memory_for_its_adapter_is_refused(
+    tmp_path: Path, small_trunk: SpecialisedTrunk
+) -> None:
+    """With the setting that would have to be larger; the task stays as it was."""
+    with LocalFleet(tmp_path, small_trunk.folder, replicas=1, adapter_memory_bytes=100) as fleet:
+        fleet.must_push(small_trunk.with_head("a", 1).bundle)
+        outcome = fleet.push(small_trunk.with_adapter("a", "ssf", 2).bundle)
+
+        assert fleet.live_versions("a") == {1}
+    assert isinstance(outcome, Refused)
+    assert "adapter_memory_bytes" in outcome.reason
+
+
 def _nan(weights: dict[str, NDArray[np.float32]]) -> None:
     next(iter(weights.values())).flat[0] = np.nan
 
