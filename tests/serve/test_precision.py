@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from serve.headlog import HeadLog
 from serve.precision import PrecisionError, choose_precision
 from serve.record import TrunkChange
 from serve.replica import load_engine, store_trunk
+from serve.settings import ServeSettings
 from tests.serve.conftest import SIZE_PX, BundleMaker, trunk_graph
 from tests.serve.graphs import constant_head
 from tests.serve.harness import LocalFleet
@@ -65,15 +65,18 @@ def test_a_precision_that_the_trunk_lacks_names_those_that_it_has(
     )
 
 
-def test_the_command_line_names_a_precision(tmp_path: Path, trunk_folder: Path) -> None:
-    """A trunk without it is refused before anything is started."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = ["--store", str(tmp_path), "--trunk", str(trunk_folder), "--port", str(port)]
+def test_the_command_line_names_a_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flag is the setting; nothing is started here."""
 
-    with pytest.raises(PrecisionError, match="Setting precision is int8, but trunk"):
-        cli.app(["serve", *options, "--precision", "int8"], standalone_mode=False)
+    def service(settings: ServeSettings, **_: object) -> None:
+        raise RuntimeError(f"asked for {settings.precision}")
+
+    monkeypatch.setattr("serve.service.Service", service)
+    for flag, asked in (("", "auto"), ("--precision int8", "int8")):
+        with pytest.raises(RuntimeError, match=f"asked for {asked}"):
+            cli.app(["serve", "--store", str(tmp_path), *flag.split()], standalone_mode=False)
 
 
 def test_each_precision_is_loaded_from_its_own_graph(
