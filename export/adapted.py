@@ -2,6 +2,10 @@
 
 Each row brings the number of its adapter's slot, and every site reads that slot of a bank which is
 an input of the graph. So a batch mixes adapters freely, and a new one needs no new graph.
+
+A row's features are the same bits whatever rows are beside it, as long as that holds for the
+suffix's own operations in ONNX Runtime. It does for convolutions, activations and pooling; a mean
+over a middle axis, as over the tokens of a transformer, is rounded otherwise in a batch of one.
 """
 
 import copy

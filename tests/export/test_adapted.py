@@ -33,7 +33,10 @@ Family = Literal["low_rank", "scale_shift"]
 
 
 class Tokens(nn.Module):
-    """A suffix of linear layers: on every pixel of a map, then on its mean."""
+    """A suffix of linear layers: on every pixel of a map, then on the largest values.
+
+    Not on the mean: ONNX Runtime rounds a mean over a middle axis by the size of the batch.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +47,7 @@ class Tokens(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Maps [batch, 6, height, width] to features [batch, 7]."""
         tokens = self.each(maps.flatten(2).transpose(1, 2)).tanh()
-        return self.whole(tokens.mean(dim=1)).relu()
+        return self.whole(tokens.amax(dim=1)).relu()
 
 
 def with_linear_layers() -> Backbone:
