@@ -2,8 +2,11 @@
 
 The same trunk and heads, decoder, picture, load and number of workers (2), each peer in an
 environment of its own, which is made on first use. A peer is tried without and with its batching,
-and goes on with the better. With 8 models LitServe answers one request by all 8, decoding once (as
-8 requests it would decode 8 times); Headstock gets 8 tasks asked of one picture.
+and goes on with the better; while others are measured its processes are stopped, for LitServe's
+idle workers ask for work all the time. The service idles meanwhile: it cannot be stopped.
+
+With 8 models LitServe answers one request by all 8, decoding once (as 8 requests it would decode 8
+times); Headstock gets 8 tasks asked of one picture.
 """
 
 from __future__ import annotations
@@ -39,27 +42,42 @@ READY_S = 90.0
 FORM = "multipart/form-data; boundary=frontier"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Target:
-    """Where to send the picture, and in which form."""
+    """Where to send the picture, and in which form.
+
+    Args:
+        group: The processes that answer, stopped while they are not asked; 0: left running.
+    """
 
     url: str
     body: bytes
     content_type: str = "image/jpeg"
+    group: int = 0
 
     def rate(self, seconds: float) -> float:
         """Answers per second."""
-        load = asyncio.run(
-            run_load(
-                self.url,
-                self.body,
-                connections=CONNECTIONS,
-                seconds=seconds,
-                content_type=self.content_type,
+        with self._running():
+            load = asyncio.run(
+                run_load(
+                    self.url,
+                    self.body,
+                    connections=CONNECTIONS,
+                    seconds=seconds,
+                    content_type=self.content_type,
+                )
             )
-        )
         assert not load.num_failed, f"{load.num_failed} requests to {self.url} failed"
         return load.rate
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        if not self.group:
+            yield
+            return
+        os.killpg(self.group, signal.SIGCONT)
+        yield
+        os.killpg(self.group, signal.SIGSTOP)
 
 
 def main() -> None:
@@ -181,8 +199,10 @@ def _started(command: list[str], target: Target, folder: Path) -> Iterator[None]
     ):
         try:
             _wait_for(target, process, log)
+            target.group = process.pid
             yield
         finally:
+            os.killpg(process.pid, signal.SIGCONT)
             os.killpg(process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=20)

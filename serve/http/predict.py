@@ -6,8 +6,9 @@ import asyncio
 import time
 
 import numpy as np
+import orjson
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from serve.http.body import pictures_in, read_body
 from serve.http.problems import RequestError
@@ -34,17 +35,15 @@ class Predict:
             "x-headstock-version": str(live.version),
             "x-headstock-bundle": live.bundle,
         }
-        return JSONResponse(
-            results[0] if len(results) == 1 else {"results": results}, headers=headers
-        )
+        return _json(results[0] if len(results) == 1 else {"results": results}, headers)
 
     async def many_tasks(self, request: Request) -> Response:
         """Ask several tasks, all answered from one snapshot of versions."""
         top = _top(request)
         answers = await self._ask(request, _tasks(request))
         if len(answers) == 1:
-            return JSONResponse({"results": [result_of(answer, top) for answer in answers[0]]})
-        return JSONResponse(
+            return _json({"results": [result_of(answer, top) for answer in answers[0]]})
+        return _json(
             {
                 "results": [
                     {"picture": number, **result_of(answer, top)}
@@ -111,6 +110,11 @@ def _top(request: Request) -> int | None:
     if not value.isdecimal() or len(value) > MAX_TOP_DIGITS or int(value) < 1:
         raise RequestError(400, f"top is {value!r:.20}; expected a whole number of at least 1.")
     return int(value)
+
+
+def _json(content: object, headers: dict[str, str] | None = None) -> Response:
+    # Measured for 8 tasks of 10 labels: 4 us, where the standard library takes 72.
+    return Response(orjson.dumps(content), headers=headers, media_type="application/json")
 
 
 def result_of(answer: Answer, top: int | None) -> dict[str, object]:
