@@ -29,6 +29,7 @@ TAIL = "tail.onnx"
 ADAPTER = "adapter.safetensors"
 GOLDEN = "golden.safetensors"
 CARD = "card.md"
+SIGNATURE = "signature.json"  # of the manifest, so not listed in it; sign.py says what it holds
 TRUNK_MANIFEST = "trunk.json"
 TRUNK_GRAPH = "trunk.onnx"
 TRUNK_ADAPTED = "trunk_adapted.onnx"
@@ -45,6 +46,7 @@ PRECISION_GRAPHS: Mapping[Precision, str] = {
 
 MAX_BUNDLE_BYTES = 64 * 2**20
 MAX_MANIFEST_BYTES = 8 * 2**20  # 20,000 labels in every split take about 4 MB
+MAX_SIGNATURE_BYTES = 16 * 2**10
 MAX_ZIP_MEMBERS = 64
 MAX_ADAPTER_WIDTH = 64
 
@@ -230,11 +232,16 @@ class Bundle:
     """A bundle whose every byte has been checked against its manifest.
 
     Made by `Bundle.pack`, `Bundle.of_folder`, `Bundle.of_zip` or `Bundle.of_files`.
+
+    Args:
+        files: Without the manifest and the signature.
+        signature: The bytes of `signature.json`, which nobody has checked yet; None: not signed.
     """
 
     manifest: Manifest
     manifest_bytes: bytes
-    files: Mapping[str, bytes]  # without the manifest
+    files: Mapping[str, bytes]
+    signature: bytes | None = None
 
     @property
     def digest(self) -> Digest:
@@ -244,7 +251,7 @@ class Bundle:
     @property
     def size_bytes(self) -> int:
         """Bytes of all files together."""
-        return len(self.manifest_bytes) + sum(len(data) for data in self.files.values())
+        return sum(len(data) for data in self._all_files().values())
 
     @classmethod
     def pack(cls, files: Mapping[str, bytes], **fields: object) -> Bundle:
@@ -301,7 +308,7 @@ class Bundle:
 
     @classmethod
     def of_files(cls, files: Mapping[str, bytes]) -> Bundle:
-        """Check files, `manifest.json` among them, against the manifest.
+        """Check files, `manifest.json` and perhaps `signature.json` among them.
 
         Raises:
             BundleError: see `of_folder`.
@@ -310,11 +317,14 @@ class Bundle:
             raise BundleError(f"The bundle has no {MANIFEST}.")
         if sum(len(data) for data in files.values()) > MAX_BUNDLE_BYTES:
             raise BundleError(f"The bundle is larger than {MAX_BUNDLE_BYTES} bytes.")
+        signature = files.get(SIGNATURE)
+        if signature is not None and len(signature) > MAX_SIGNATURE_BYTES:
+            raise BundleError(f"{SIGNATURE} is larger than {MAX_SIGNATURE_BYTES} bytes.")
         manifest_bytes = files[MANIFEST]
         manifest = read_manifest(manifest_bytes)
-        others = {name: data for name, data in files.items() if name != MANIFEST}
+        others = {name: data for name, data in files.items() if name not in {MANIFEST, SIGNATURE}}
         check_files(others, manifest.files)
-        return cls(manifest, manifest_bytes, others)
+        return cls(manifest, manifest_bytes, others, signature)
 
     def write(self, folder: Path) -> None:
         """Write the bundle as a folder, made if it is missing; an older bundle is replaced.
@@ -323,24 +333,29 @@ class Bundle:
             BundleError: the folder holds something else, which would make it no bundle.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        if others := sorted({path.name for path in folder.iterdir()} - {MANIFEST, *self.files}):
+        ours = {MANIFEST, SIGNATURE, *self.files}
+        if others := sorted({path.name for path in folder.iterdir()} - ours):
             raise BundleError(
                 f"{folder} holds {others[0]}, which is no file of a bundle; name an empty folder."
             )
         (folder / MANIFEST).unlink(missing_ok=True)
-        for name, data in self.files.items():
+        (folder / SIGNATURE).unlink(missing_ok=True)
+        # The manifest comes last, so that a folder that has one is whole.
+        for name, data in reversed(self._all_files().items()):
             (folder / name).write_bytes(data)
-        # Last, so that a folder with a manifest is whole.
-        (folder / MANIFEST).write_bytes(self.manifest_bytes)
 
     def to_zip(self) -> bytes:
         """The bundle as a zip file, ready to push; one bundle gives the same bytes every time."""
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w") as archive:
-            for name, data in {MANIFEST: self.manifest_bytes, **self.files}.items():
+            for name, data in self._all_files().items():
                 # A ZipInfo of its own has the format's first date instead of the present time.
                 archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
         return buffer.getvalue()
+
+    def _all_files(self) -> dict[str, bytes]:
+        signature = {} if self.signature is None else {SIGNATURE: self.signature}
+        return {MANIFEST: self.manifest_bytes, **self.files, **signature}
 
 
 def check_files(files: Mapping[str, bytes], entries: Mapping[str, FileEntry]) -> None:

@@ -13,6 +13,7 @@ import tracemalloc
 import warnings
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from export.bundle import (
     HEAD,
     MANIFEST,
     MAX_MANIFEST_BYTES,
+    MAX_SIGNATURE_BYTES,
+    SIGNATURE,
     STUDENT,
     TRUNK_GRAPH,
     TRUNK_INT8,
@@ -114,6 +117,38 @@ def test_a_bundle_keeps_its_digest_as_folder_zip_and_files(tmp_path: Path) -> No
     ]
     assert [copy.digest for copy in copies] == [bundle.digest] * 3
     assert copies == [bundle] * 3
+
+
+def test_a_signature_travels_with_its_bundle_and_is_no_part_of_the_digest(tmp_path: Path) -> None:
+    """Through folder, zip and files, byte for byte; an older one does not stay behind."""
+    bundle = replace(pack(), signature=b"some bytes")
+    bundle.write(tmp_path)
+    copies = [
+        Bundle.of_folder(tmp_path),
+        Bundle.of_zip(bundle.to_zip()),
+        Bundle.of_files({**all_files(bundle), SIGNATURE: b"some bytes"}),
+    ]
+    pack().write(tmp_path)
+
+    assert copies == [bundle] * 3
+    assert bundle.digest == pack().digest
+    assert bundle.size_bytes == pack().size_bytes + len(b"some bytes")
+    assert Bundle.of_folder(tmp_path) == pack()
+
+
+def test_a_signature_has_a_bound() -> None:
+    """16 KiB are many times what one takes."""
+    most = {**all_files(pack()), SIGNATURE: bytes(MAX_SIGNATURE_BYTES)}
+
+    assert Bundle.of_files(most).signature == bytes(MAX_SIGNATURE_BYTES)
+    with pytest.raises(BundleError, match=r"signature\.json is larger than 16384 bytes"):
+        Bundle.of_files({**most, SIGNATURE: bytes(MAX_SIGNATURE_BYTES + 1)})
+
+
+def test_a_manifest_cannot_list_a_signature() -> None:
+    """It would be a signature of itself."""
+    with pytest.raises(BundleError, match="files are"):
+        Bundle.pack({**FILES, SIGNATURE: b"x"}, **FIELDS)
 
 
 def test_the_digest_is_that_of_the_manifests_bytes() -> None:
