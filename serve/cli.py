@@ -20,9 +20,18 @@ import typer
 from rich.progress import track
 from rich.table import Table
 
-from serve import cli_learn, cli_task
+from serve import cli_keys, cli_learn, cli_task
 from serve.client import Client, ClientError, Prediction
-from serve.console import DEFAULT_SERVER, AsJson, Server, notes, out, print_json, settings_text
+from serve.console import (
+    DEFAULT_SERVER,
+    AsJson,
+    Server,
+    notes,
+    out,
+    print_json,
+    settings_text,
+    signer_text,
+)
 from serve.runtime import DEFAULT_PROXY
 from serve.settings import load_settings
 from serve.task_settings import DEFAULTS
@@ -37,6 +46,7 @@ app = typer.Typer(
 )
 cli_learn.add_to(app)
 cli_task.add_to(app)
+cli_keys.add_to(app)
 
 
 def main() -> None:
@@ -118,12 +128,18 @@ def push(
     new_labels: Annotated[
         bool, typer.Option("--new-labels", help="Declare that the labels change.")
     ] = False,
+    key: Annotated[
+        Path | None, typer.Option(help="Private key (NAME.key) that signs the bundle.")
+    ] = None,
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:
     """Make a bundle live on every replica; returns when it is."""
+    signer = cli_keys.read_private_key(key) if key else None
     with Client(server) as client, notes.status("pushing"):
-        pushed = client.push(bundle, task=task, message=message, new_labels=new_labels)
+        pushed = client.push(
+            bundle, task=task, message=message, new_labels=new_labels, sign_with=signer
+        )
     _show_swap("live", pushed, as_json=as_json)
 
 
@@ -270,7 +286,16 @@ def _not_default(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_versions(versions: list[dict[str, Any]], *, first: str) -> None:
-    columns = ["task", "version", "action", "bundle", "labels", "when (UTC)", "message"]
+    columns = [
+        "task",
+        "version",
+        "action",
+        "bundle",
+        "labels",
+        "signed by",
+        "when (UTC)",
+        "message",
+    ]
     table = Table(*(columns if first == "task" else columns[1:]))
     for version in versions:
         cells = [version["task"], *_cells(version)]
@@ -281,7 +306,7 @@ def _print_versions(versions: list[dict[str, Any]], *, first: str) -> None:
 def _cells(version: dict[str, Any]) -> list[str]:
     when, message = version["written_at"][:19].replace("T", " "), version["message"]
     if version["action"] == "settings":
-        return ["", f"set {settings_text(version['changed'])}", "", "", when, message]
+        return ["", f"set {settings_text(version['changed'])}", "", "", "", when, message]
     labels = version["labels"]
     more = f" +{len(labels) - 4}" if len(labels) > 4 else ""  # noqa: PLR2004
     action = version["action"]
@@ -292,6 +317,7 @@ def _cells(version: dict[str, Any]) -> list[str]:
         action,
         _short(version["bundle"]),
         ", ".join(labels[:4]) + more,
+        signer_text(version["signed_by"]),
         when,
         message,
     ]

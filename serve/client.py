@@ -6,12 +6,15 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from export.bundle import MANIFEST, Bundle
+from export.sign import sign
 
 TRIES = 3
 
@@ -90,6 +93,7 @@ class Client:
         message: str = "",
         new_labels: bool = False,
         key: str | None = None,
+        sign_with: Ed25519PrivateKey | None = None,
     ) -> dict[str, Any]:
         """Push a bundle, its folder or its zip; returns when it is live on every replica.
 
@@ -97,6 +101,8 @@ class Client:
             task: The task to push to; the one that the bundle was made for if it is not given.
             new_labels: Declare that the labels are not those that are live.
             key: Makes repeated pushes one change; a new one for each call if it is not given.
+            sign_with: Signs the bundle for this task as of now; `export.keys` reads one. If it is
+                not given the bundle goes as it is.
 
         Raises:
             ClientError: a gate said no, or another reason.
@@ -104,9 +110,12 @@ class Client:
         """
         if isinstance(bundle, Path):
             bundle = read_bundle(bundle)
+        task = task or bundle.manifest.task
+        if sign_with is not None:
+            bundle = sign(bundle, sign_with, task=task, signed_at=datetime.now(UTC))
         return self._send(
             "POST",
-            f"/tasks/{task or bundle.manifest.task}/versions",
+            f"/tasks/{task}/versions",
             params={"message": message, "new_labels": str(new_labels).lower()},
             content=bundle.to_zip(),
             headers={"content-type": "application/zip", "idempotency-key": key or uuid.uuid4().hex},
@@ -159,6 +168,58 @@ class Client:
                 "idempotency-key": key or uuid.uuid4().hex,
             },
         )
+
+    def trust_key(
+        self,
+        public_key: str,
+        *,
+        name: str,
+        tasks: Sequence[str] = ("*",),
+        until: str | None = None,
+        message: str = "",
+        key: str | None = None,
+    ) -> dict[str, Any]:
+        """Trust a signing key, or change how far; from the first one on, pushes must be signed.
+
+        Args:
+            public_key: The text of a `NAME.pub`.
+            tasks: For which it may sign: names with `*` and `?`.
+            until: A date or a time, in UTC unless it says otherwise.
+            key: Makes repeated calls one change; a new one for each call if it is not given.
+
+        Raises:
+            ClientError: the service said no.
+        """
+        wanted = {"public_key": public_key, "name": name, "tasks": list(tasks), "until": until}
+        return self._send(
+            "POST",
+            "/keys",
+            json={**wanted, "message": message},
+            headers={"idempotency-key": key or uuid.uuid4().hex},
+        )
+
+    def revoke_key(
+        self, key_id: str, *, message: str = "", key: str | None = None
+    ) -> dict[str, Any]:
+        """Trust a signing key no more, for ever; what it signed stays live and is named.
+
+        Raises:
+            ClientError: the service said no.
+        """
+        return self._send(
+            "DELETE",
+            f"/keys/{key_id}",
+            params={"message": message},
+            headers={"idempotency-key": key or uuid.uuid4().hex},
+        )
+
+    def keys(self) -> dict[str, Any]:
+        """Every signing key that was ever trusted, and whether pushes have to be signed.
+
+        Raises:
+            ClientError: the service said no.
+        """
+        return self._send("GET", "/keys")
 
     def tasks(self) -> dict[str, Any]:
         """What is live.

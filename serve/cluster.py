@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from serve.conductor import Conductor
 from serve.headlog import HeadLog
 from serve.link import LinkError
-from serve.messages import Change, Directive, Outcome, Poll
+from serve.messages import AnyChange, Directive, Outcome, Poll
 from serve.protocol import ReplicaId
 from serve.record import TrunkChange
 from serve.settings import ServeSettings
@@ -99,7 +99,7 @@ class ConductorActor:
         """See `Conductor.poll`."""
         return await self._conductor.poll(poll)
 
-    async def change(self, change: Change) -> Outcome:
+    async def change(self, change: AnyChange) -> Outcome:
         """See `Conductor.change`."""
         return await self._conductor.change(change)
 
@@ -144,7 +144,7 @@ class RayLink:
         except (RayError, GetTimeoutError) as error:
             raise LinkError(str(error)) from error
 
-    async def change(self, change: Change) -> Outcome:
+    async def change(self, change: AnyChange) -> Outcome:
         """See `link.Link.change`."""
         return await _reach(self._conductor.change.remote(change))
 

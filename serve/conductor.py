@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 
 from serve import protocol
 from serve.headlog import HeadLog, StoreError
-from serve.messages import Change, Directive, Outcome, Poll, Refused, Swapped
+from serve.messages import AnyChange, Directive, Outcome, Poll, Refused, Swapped
 from serve.metrics import Report, fleet_text, merge
 from serve.proposal import Proposal, propose
 from serve.protocol import Phase, ReplicaId
@@ -79,7 +79,7 @@ class Conductor:
         self._news = asyncio.Event()
         self._acks = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
-        self._under_way: dict[Change, asyncio.Task[Outcome]] = {}
+        self._under_way: dict[AnyChange, asyncio.Task[Outcome]] = {}
 
     async def poll(self, poll: Poll) -> Directive:
         """Take a replica's report; answer when there is news for it, or after a while."""
@@ -104,7 +104,7 @@ class Conductor:
             is_admitted,
         )
 
-    async def change(self, change: Change) -> Outcome:
+    async def change(self, change: AnyChange) -> Outcome:
         """Make a change live on every replica, or say why not. One key makes one change."""
         if change not in self._under_way:
             task = asyncio.ensure_future(self._change(change))
@@ -141,19 +141,20 @@ class Conductor:
         """The replicas that answer."""
         return sorted(self._state.members)
 
-    async def _change(self, change: Change) -> Outcome:
+    async def _change(self, change: AnyChange) -> Outcome:
         async with self._one_at_a_time:
             failure = ""
             for _ in range(ATTEMPTS):
-                proposed = propose(self._view, change)
+                proposed = propose(self._view, change, datetime.now(UTC))
                 if not isinstance(proposed, Proposal):
                     return proposed
                 record = self._draft(
                     changes=proposed.changes,
                     settings=proposed.settings,
+                    signing_keys=proposed.signing_keys,
                     idempotency_key=change.key,
                     message=change.message,
-                    verdicts=change.verdicts,
+                    verdicts=proposed.verdicts,
                 )
                 try:
                     return await self._swap(record)

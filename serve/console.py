@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from serve.trust import SHORT_ID
+
 out = Console()
 notes = Console(stderr=True)
 
@@ -29,6 +31,11 @@ def print_json(value: object) -> None:
 def settings_text(settings: Mapping[str, object]) -> str:
     """As they are typed: `weight=2 pinned=true`."""
     return " ".join(f"{name}={_value_text(value)}" for name, value in settings.items())
+
+
+def signer_text(signed_by: Mapping[str, str] | None) -> str:
+    """Name and short id of the key that signed, or nothing: `ci (8d23ab90a1c4)`."""
+    return f"{signed_by['name']} ({signed_by['key_id'][:SHORT_ID]})" if signed_by else ""
 
 
 def _value_text(value: object) -> str:

@@ -18,6 +18,7 @@ from export.bundle import (
     CARD,
     GOLDEN,
     MANIFEST,
+    SIGNATURE,
     Bundle,
     BundleError,
     Digest,
@@ -94,10 +95,15 @@ class HeadLog:
         """
         for data in bundle.files.values():
             self.put_blob(data)
+        if bundle.signature is not None:
+            self.put_blob(bundle.signature)
         return self.put_blob(bundle.manifest_bytes)
 
-    def get_bundle(self, digest: Digest) -> Bundle:
+    def get_bundle(self, digest: Digest, *, signature: Digest | None = None) -> Bundle:
         """Read a bundle back, every byte checked.
+
+        Args:
+            signature: Of the blob that holds the signature which it is to carry.
 
         Raises:
             StoreError: a blob is missing, unreadable or damaged, or it is no bundle.
@@ -106,6 +112,8 @@ class HeadLog:
         try:
             entries = read_manifest(manifest_bytes).files
             blobs = {name: self.get_blob(f"sha256:{e.sha256}") for name, e in entries.items()}
+            if signature is not None:
+                blobs[SIGNATURE] = self.get_blob(signature)
             return Bundle.of_files({MANIFEST: manifest_bytes, **blobs})
         except BundleError as error:
             raise StoreError(f"Blob {digest} in {self.url} is no bundle: {error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from serve.messages import Change, Directive, Outcome, Poll
+from serve.messages import AnyChange, Directive, Outcome, Poll
 
 
 class LinkError(Exception):
@@ -23,7 +23,7 @@ class Link(Protocol):
         """
         ...
 
-    async def change(self, change: Change) -> Outcome:
+    async def change(self, change: AnyChange) -> Outcome:
         """Ask for a change.
 
         Raises:

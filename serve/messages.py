@@ -8,11 +8,12 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from export.bundle import Digest, TaskName
+from export.bundle import Digest, Sha256, TaskName
 from serve.metrics import Report
 from serve.protocol import NO_ACK, Ack, Phase, ReplicaId
 from serve.record import Record, TaskChange, Text, Verdict
 from serve.task_settings import Asked
+from serve.trust import KeyChange, SignedBy
 
 MAX_KEY_LENGTH = 256
 MAX_MESSAGE_LENGTH = 2000
@@ -70,6 +71,7 @@ class Change:
         settings: What to set, as `asked_settings` has checked it; nothing else changes then.
         key: Idempotency key: the same key makes the same change only once.
         allow_new_labels: Whether the pusher declared that the labels change.
+        signed: The bundle's signature, verified; None where none is asked for.
 
     Raises:
         ValidationError: a name, key or message that the log would not take.
@@ -85,11 +87,34 @@ class Change:
     verdicts: tuple[Verdict, ...] = ()
     allow_new_labels: bool = False
     settings: Asked = ()
+    signed: SignedBy | None = None
+
+
+@checked_dataclass(frozen=True)
+class KeyRequest:
+    """What somebody asks about a signing key, checked when it is made.
+
+    Args:
+        key_id: The signing key.
+        key: Idempotency key, as in `Change`.
+        trust: How far it is to be trusted from here on; None: it is revoked.
+
+    Raises:
+        ValidationError: an id, key or message that the log would not take.
+    """
+
+    key_id: Sha256
+    key: Annotated[Text, Field(min_length=1, max_length=MAX_KEY_LENGTH)]
+    trust: KeyChange | None = None
+    message: Annotated[Text, Field(max_length=MAX_MESSAGE_LENGTH)] = ""
+
+
+AnyChange = Change | KeyRequest
 
 
 @dataclass(frozen=True)
 class Swapped:
-    """A change that is live everywhere; `change` is None for a trunk or settings."""
+    """A change that is live everywhere; `change` is None where it made no version of a task."""
 
     change: TaskChange | None
     stage_ms: float

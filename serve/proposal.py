@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
-from serve.messages import Change, Refused, Swapped
-from serve.record import LogView, SettingsChange, SettingsVersion, TaskChange, TaskVersion
+from serve.messages import AnyChange, Change, KeyRequest, Refused, Swapped
+from serve.record import (
+    KeyVersion,
+    LogView,
+    SettingsChange,
+    SettingsVersion,
+    TaskChange,
+    TaskVersion,
+    Verdict,
+)
 from serve.task_settings import DEFAULTS
+from serve.trust import SHORT_ID, KeyChange, UntrustedError, trusted_key, unsigned_reason
+
+NOTHING_TO_DO = Swapped(None, stage_ms=0.0, hold_ms=0.0, replicas=0, is_repeat=True)
 
 
 @dataclass(frozen=True)
@@ -15,20 +27,27 @@ class Proposal:
 
     changes: tuple[TaskChange, ...] = ()
     settings: tuple[SettingsChange, ...] = ()
+    signing_keys: tuple[KeyChange, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
 
 
-def propose(view: LogView, change: Change) -> Proposal | Refused | Swapped:
+def propose(view: LogView, change: AnyChange, now: datetime) -> Proposal | Refused | Swapped:
     """What the record says; or the answer at once, when nothing is to be written.
 
-    Pure: the same log and the same change always give the same proposal.
+    Pure: the same log, change and time always give the same proposal.
+
+    Args:
+        now: UTC; what signing keys are valid at.
     """
     if made := view.made_by(change.key):
         return _repeat(made, change)
+    if isinstance(change, KeyRequest):
+        return _revoke(view, change) if change.trust is None else _trust(view, change.trust)
     live = view.live(change.task)
     if change.expected is not None and change.expected != (live.change.version if live else 0):
-        now = f"version {live.change.version}" if live else "no version"
+        standing = f"version {live.change.version}" if live else "no version"
         return Refused(
-            "conflict", f"Task {change.task} is at {now}; expected version {change.expected}."
+            "conflict", f"Task {change.task} is at {standing}; expected version {change.expected}."
         )
     if change.settings:
         return _set(view, change)
@@ -36,14 +55,17 @@ def propose(view: LogView, change: Change) -> Proposal | Refused | Swapped:
         return _roll_back(view, change)
     if live and live.change.labels != change.labels and not change.allow_new_labels:
         return Refused("gate", new_labels_reason(live.change.labels, change.labels))
+    if refused := _signature_refusal(view, change, now):
+        return refused
     push = TaskChange(
         task=change.task,
         version=live.change.version + 1 if live else 1,
         action="push",
         bundle=change.bundle,
         labels=change.labels,
+        signed=change.signed,
     )
-    return Proposal(changes=(push,))
+    return Proposal(changes=(push,), verdicts=change.verdicts)
 
 
 def new_labels_reason(live: tuple[str, ...], pushed: tuple[str, ...]) -> str:
@@ -55,6 +77,56 @@ def new_labels_reason(live: tuple[str, ...], pushed: tuple[str, ...]) -> str:
         f"The labels are not those that are live ({difference}). Callers would see other names: "
         "push with the change of labels declared if that is meant."
     )
+
+
+def _signature_refusal(view: LogView, change: Change, now: datetime) -> Refused | None:
+    """The gate verified the signature; since then a key may have been trusted or revoked."""
+    keys = view.signing_keys
+    if change.signed is None:
+        return Refused("gate", unsigned_reason(keys, now)) if keys else None
+    try:
+        trusted_key(keys, change.signed.key_id, task=change.task, now=now)
+    except UntrustedError as error:
+        return Refused("gate", str(error))
+    earlier = [version.change.signed for version in view.tasks.get(change.task, ())]
+    newest = max((signed.signed_at for signed in earlier if signed), default=None)
+    if newest is not None and change.signed.signed_at <= newest:
+        return Refused(
+            "conflict",
+            f"The bundle was signed at {change.signed.signed_at.isoformat()}, and one that was "
+            f"signed at {newest.isoformat()} has been pushed: an old signature does not bring an "
+            "old bundle back. Sign it again, or roll back.",
+        )
+    return None
+
+
+def _trust(view: LogView, wanted: KeyChange) -> Proposal | Refused | Swapped:
+    known = view.signing_keys
+    if wanted == known.get(wanted.key_id):
+        return NOTHING_TO_DO
+    if wanted.key_id in known and known[wanted.key_id].is_revoked:
+        return Refused(
+            "conflict",
+            f"Key {wanted.key_id[:SHORT_ID]} was revoked, which is for ever; make a new key.",
+        )
+    for other in known.values():
+        is_other = other.key_id != wanted.key_id and not other.is_revoked
+        if is_other and other.name == wanted.name:
+            return Refused(
+                "conflict",
+                f"The name {wanted.name} is that of key {other.key_id[:SHORT_ID]}; choose another, "
+                "or revoke that key first.",
+            )
+    return Proposal(signing_keys=(wanted,))
+
+
+def _revoke(view: LogView, request: KeyRequest) -> Proposal | Refused | Swapped:
+    known = view.signing_keys.get(request.key_id)
+    if known is None:
+        return Refused("unknown", f"Key {request.key_id[:SHORT_ID]} was never trusted.")
+    if known.is_revoked:
+        return NOTHING_TO_DO
+    return Proposal(signing_keys=(known.model_copy(update={"is_revoked": True}),))
 
 
 def _set(view: LogView, change: Change) -> Proposal | Refused:
@@ -88,6 +160,7 @@ def _roll_back(view: LogView, change: Change) -> Proposal | Refused:
         bundle=target.change.bundle,
         labels=target.change.labels,
         rolled_back_to=target.change.version,
+        signed=target.change.signed,
     )
     return Proposal(changes=(rollback,))
 
@@ -100,21 +173,36 @@ def _target(history: tuple[TaskVersion, ...], to: int | None) -> TaskVersion | N
     return next((v for v in reversed(history) if v.change.bundle != live), None)
 
 
-def _repeat(made: TaskVersion | SettingsVersion, change: Change) -> Swapped | Refused:
+def _repeat(
+    made: TaskVersion | SettingsVersion | KeyVersion, change: AnyChange
+) -> Swapped | Refused:
     """The same key gives the same answer, unless it is used for something else."""
-    if made.change.task == change.task and _made_by_the_same(made, change):
-        version = made.change if isinstance(made.change, TaskChange) else None
+    if _made_by_the_same(made, change):
+        version = made.change if isinstance(made, TaskVersion) else None
         return Swapped(version, stage_ms=0.0, hold_ms=0.0, replicas=0, is_repeat=True)
-    is_version = isinstance(made, TaskVersion)
-    did = f"made version {made.change.version}" if is_version else "changed the settings"
     return Refused(
         "conflict",
-        f"The idempotency key {change.key!r} already {did} of task {made.change.task}; use a new "
-        "key for another change.",
+        f"The idempotency key {change.key!r} already {_did(made)}; use a new key for another "
+        "change.",
     )
 
 
-def _made_by_the_same(made: TaskVersion | SettingsVersion, change: Change) -> bool:
+def _did(made: TaskVersion | SettingsVersion | KeyVersion) -> str:
+    if isinstance(made, TaskVersion):
+        return f"made version {made.change.version} of task {made.change.task}"
+    if isinstance(made, SettingsVersion):
+        return f"changed the settings of task {made.change.task}"
+    return f"changed the trust in key {made.change.name}"
+
+
+def _made_by_the_same(made: TaskVersion | SettingsVersion | KeyVersion, change: AnyChange) -> bool:
+    if isinstance(made, KeyVersion) or isinstance(change, KeyRequest):
+        if not (isinstance(made, KeyVersion) and isinstance(change, KeyRequest)):
+            return False
+        is_same = made.change.is_revoked if change.trust is None else made.change == change.trust
+        return is_same and made.change.key_id == change.key_id
+    if made.change.task != change.task:
+        return False
     if isinstance(made, SettingsVersion):
         settings = made.change.settings
         return bool(change.settings) and settings.updated(change.settings) == settings

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from export.bundle import Digest, TaskName, digest_of
 from serve.task_settings import TaskSettings
+from serve.trust import KeyChange, SignedBy
 
 ORIGIN: Digest = digest_of(b"")  # what the first record names as the one before it
 
@@ -46,7 +47,7 @@ class Verdict(_Entry):
 
 
 class TaskChange(_Entry):
-    """A task's next version."""
+    """A task's next version; a rollback has the signature of the version that it goes back to."""
 
     task: TaskName
     version: Annotated[int, Field(ge=1)]
@@ -54,6 +55,7 @@ class TaskChange(_Entry):
     bundle: Digest
     labels: tuple[Text, ...]
     rolled_back_to: int | None = None
+    signed: SignedBy | None = None
 
 
 class SettingsChange(_Entry):
@@ -81,6 +83,7 @@ class Record(_Entry):
     written_at: Text = Field(description="UTC, ISO 8601; for people, nothing is decided by it")
     changes: tuple[TaskChange, ...] = ()
     settings: tuple[SettingsChange, ...] = ()
+    signing_keys: tuple[KeyChange, ...] = ()
     trunk: TrunkChange | None = None
     idempotency_key: Text = ""
     message: Text = ""
@@ -124,6 +127,17 @@ class SettingsVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyVersion:
+    """How far a signing key was trusted, and the record that made it so."""
+
+    change: KeyChange
+    number: int
+    written_at: str
+    message: str
+    idempotency_key: str
+
+
+@dataclass(frozen=True, slots=True)
 class LogView:
     """Everything that the log says up to record `number`.
 
@@ -133,6 +147,7 @@ class LogView:
         live_number: The last record that is a commit, 0 if there is none.
         tasks: Versions of each task, oldest first; the last is live.
         set_tasks: Settings of each task for which something was set, oldest first.
+        key_history: What was said of each signing key, by its id, oldest first.
         keys: Number of the commit that each idempotency key made.
     """
 
@@ -142,6 +157,7 @@ class LogView:
     trunk: TrunkChange | None = None
     tasks: Mapping[str, tuple[TaskVersion, ...]] = field(default_factory=dict)
     set_tasks: Mapping[str, tuple[SettingsVersion, ...]] = field(default_factory=dict)
+    key_history: Mapping[str, tuple[KeyVersion, ...]] = field(default_factory=dict)
     keys: Mapping[str, int] = field(default_factory=dict)
 
     def live(self, task: str) -> TaskVersion | None:
@@ -153,10 +169,15 @@ class LogView:
         """Settings of the tasks for which something was set; all others have the defaults."""
         return {task: history[-1].change.settings for task, history in self.set_tasks.items()}
 
-    def made_by(self, key: str) -> TaskVersion | SettingsVersion | None:
-        """The version or the settings that an idempotency key made, or None."""
+    @property
+    def signing_keys(self) -> dict[str, KeyChange]:
+        """Every signing key that was ever trusted, by its id, as it is trusted now."""
+        return {key_id: history[-1].change for key_id, history in self.key_history.items()}
+
+    def made_by(self, key: str) -> TaskVersion | SettingsVersion | KeyVersion | None:
+        """What an idempotency key made, or None."""
         number = self.keys.get(key)
-        histories = chain(self.tasks.values(), self.set_tasks.values())
+        histories = chain(self.tasks.values(), self.set_tasks.values(), self.key_history.values())
         versions = chain.from_iterable(histories)
         return next((v for v in versions if v.number == number), None) if number else None
 
@@ -169,6 +190,7 @@ def fold(view: LogView, records: Iterable[Record]) -> LogView:
     """
     number, tip, live_number, trunk = view.number, view.tip, view.live_number, view.trunk
     tasks, set_tasks, keys = dict(view.tasks), dict(view.set_tasks), dict(view.keys)
+    key_history = dict(view.key_history)
     for record in records:
         if record.number != number + 1:
             raise HeadLogError(
@@ -188,9 +210,11 @@ def fold(view: LogView, records: Iterable[Record]) -> LogView:
         for setting in record.settings:
             history = set_tasks.get(setting.task, ())
             set_tasks[setting.task] = (*history, _settings_version(record, setting))
+        for key in record.signing_keys:
+            key_history[key.key_id] = (*key_history.get(key.key_id, ()), _key_version(record, key))
         if record.idempotency_key:
             keys[record.idempotency_key] = number
-    return LogView(number, tip, live_number, trunk, tasks, set_tasks, keys)
+    return LogView(number, tip, live_number, trunk, tasks, set_tasks, key_history, keys)
 
 
 def _version(record: Record, change: TaskChange) -> TaskVersion:
@@ -206,5 +230,11 @@ def _version(record: Record, change: TaskChange) -> TaskVersion:
 
 def _settings_version(record: Record, change: SettingsChange) -> SettingsVersion:
     return SettingsVersion(
+        change, record.number, record.written_at, record.message, record.idempotency_key
+    )
+
+
+def _key_version(record: Record, change: KeyChange) -> KeyVersion:
+    return KeyVersion(
         change, record.number, record.written_at, record.message, record.idempotency_key
     )

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Literal
 
 import numpy as np
@@ -26,7 +27,7 @@ from export.bundle import (
     read_trunk_manifest,
 )
 from models.pictures import load_picture
-from serve import gates
+from serve import gates, signature_gate
 from serve.adapted import AdapterError
 from serve.batcher import Batcher
 from serve.devices import choose_device
@@ -41,6 +42,7 @@ from serve.precision import choose_precision
 from serve.record import LogView, TaskChange, TrunkChange
 from serve.settings import ServeSettings
 from serve.sizing import largest_batch
+from serve.trust import SignedBy
 from serve.watcher import StageError, Watcher
 
 logger = logging.getLogger(__name__)
@@ -160,10 +162,12 @@ class Replica:
 
         Raises:
             StageError: a gate said no, or there is no memory for its adapter.
-            StoreError: the bundle cannot be read.
+            StoreError: the log or the bundle cannot be read.
         """
-        bundle = self.log.get_bundle(change.bundle)
-        refused = [verdict for verdict in self.admit(bundle) if not verdict.passed]
+        bundle = (
+            self._pushed(change) if change.action == "push" else self.log.get_bundle(change.bundle)
+        )
+        refused = [verdict for verdict in self._admit(bundle) if not verdict.passed]
         if refused:
             raise StageError(refused[0].reason)
         try:
@@ -171,8 +175,28 @@ class Replica:
         except AdapterError as error:  # there is no memory for it here
             raise StageError(str(error)) from error
 
-    def admit(self, bundle: Bundle) -> tuple[gates.Verdict, ...]:
-        """The verdicts of the gates, as seen from this replica."""
+    def admit(self, bundle: Bundle, task: str) -> tuple[tuple[gates.Verdict, ...], SignedBy | None]:
+        """The verdicts of the gates on a push, as seen from this replica, and who signed it.
+
+        Raises:
+            StoreError: the log cannot be read.
+        """
+        keys = self.history().signing_keys
+        verdict, signed = signature_gate.admit_signature(bundle, task, keys, datetime.now(UTC))
+        return (verdict, *(self._admit(bundle) if verdict.passed else ())), signed
+
+    def _pushed(self, change: TaskChange) -> Bundle:
+        """A pushed bundle, its signature verified here too; a rollback needs none."""
+        envelope = change.signed.envelope if change.signed else None
+        bundle = self.log.get_bundle(change.bundle, signature=envelope)
+        keys = self.history().signing_keys
+        try:
+            signature_gate.check_staged(change, bundle, keys, datetime.now(UTC))
+        except gates.GateError as error:
+            raise StageError(str(error)) from error
+        return bundle
+
+    def _admit(self, bundle: Bundle) -> tuple[gates.Verdict, ...]:
         return gates.admit(bundle, self.engine, max_head_bytes=self.settings.max_head_bytes)
 
     @property

@@ -13,7 +13,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from export.bundle import Precision
 
 PREFIX = "HEADSTOCK_"
-CLIENT_VARIABLES = ("HEADSTOCK_SERVER", "HEADSTOCK_TOKEN", "HEADSTOCK_SHARED")
+CLIENT_VARIABLES = (
+    "HEADSTOCK_SERVER",
+    "HEADSTOCK_TOKEN",
+    "HEADSTOCK_SHARED",
+    "HEADSTOCK_KEY_PASSPHRASE",
+)
 
 REQUEST_TIMEOUT_S = 30.0
 

@@ -7,7 +7,6 @@ whichever replica answers.
 from __future__ import annotations
 
 import asyncio
-import uuid
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,17 +15,21 @@ from starlette.responses import JSONResponse, Response
 
 from export.bundle import CARD, Bundle, BundleError
 from serve.http.body import json_object, read_body
+from serve.http.changes import (
+    MAX_COMMAND_BYTES,
+    change_by,
+    idempotency_key,
+    malformed,
+    written,
+)
 from serve.http.problems import RequestError, problem_of_refusal
 from serve.jobs import UnknownTaskError
-from serve.link import Link, LinkError
-from serve.messages import Change, Outcome, Refused, Swapped
+from serve.link import Link
+from serve.messages import Change, Refused, Swapped
 from serve.record import LogView, TaskVersion, Verdict
 from serve.replica import Replica
 from serve.task_settings import DEFAULTS, SettingError, asked_settings
 
-MAX_COMMAND_BYTES = 64 * 2**10
-CONDUCTOR_TRIES = 10
-CONDUCTOR_RETRY_S = 0.5
 FIELD_NAMES: dict[int | str, str] = {0: "task", 1: "idempotency-key"}  # of what is given by place
 
 
@@ -63,7 +66,7 @@ class Admin:
         task = _known(await self._history(), request)
         message = request.query_params.get("message", "")
         change = _requested(request, settings=asked, message=message)
-        outcome = await self._change(change)
+        outcome = await change_by(self._link, change)
         if isinstance(outcome, Refused):
             return problem_of_refusal(outcome)
         view = await self._history()
@@ -76,7 +79,7 @@ class Admin:
         task = _known(view, request)
         return JSONResponse(
             {
-                "versions": [_shown(version) for version in view.tasks[task]],
+                "versions": [_shown(view, version) for version in view.tasks[task]],
                 "settings": _settings_shown(view, task),
             }
         )
@@ -103,7 +106,8 @@ class Admin:
         except BundleError as error:
             verdict = Verdict(gate="bundle", passed=False, reason=str(error))
             return problem_of_refusal(Refused("gate", str(error), (verdict,)))
-        verdicts = await asyncio.to_thread(self._replica.admit, bundle)
+        task = request.path_params["task"]
+        verdicts, signed = await asyncio.to_thread(self._replica.admit, bundle, task)
         if not verdicts[-1].passed:
             return problem_of_refusal(Refused("gate", verdicts[-1].reason, verdicts))
         await asyncio.to_thread(self._replica.log.put_bundle, bundle)
@@ -114,6 +118,7 @@ class Admin:
                 labels=bundle.manifest.labels,
                 message=request.query_params.get("message", ""),
                 verdicts=verdicts,
+                signed=signed,
                 allow_new_labels=_flag(request, "new_labels"),
             )
         )
@@ -140,21 +145,10 @@ class Admin:
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _answer(self, change: Change) -> Response:
-        outcome = await self._change(change)
+        outcome = await change_by(self._link, change)
         if isinstance(outcome, Refused):
             return problem_of_refusal(outcome)
         return JSONResponse(_swapped(outcome))
-
-    async def _change(self, change: Change) -> Outcome:
-        """Ask the conductor; one that restarts is asked again, since a key changes things once."""
-        for attempt in range(CONDUCTOR_TRIES):
-            try:
-                return await self._link.change(change)
-            except LinkError:
-                if attempt == CONDUCTOR_TRIES - 1:
-                    raise
-                await asyncio.sleep(CONDUCTOR_RETRY_S)
-        raise AssertionError
 
     async def _history(self) -> LogView:
         return await asyncio.to_thread(self._replica.history)
@@ -177,7 +171,7 @@ def _described(view: LogView, task: str, *, after: int | None = None) -> dict[st
     number = view.number if after is None else after
     history = reversed(view.set_tasks.get(task, ()))
     settings = next((s.change.settings for s in history if s.number <= number), DEFAULTS)
-    return {**_shown(_live(view, task, number)), "settings": settings.model_dump()}
+    return {**_shown(view, _live(view, task, number)), "settings": settings.model_dump()}
 
 
 def _live(view: LogView, task: str, number: int) -> TaskVersion:
@@ -185,8 +179,8 @@ def _live(view: LogView, task: str, number: int) -> TaskVersion:
     return next(v for v in reversed(view.tasks[task]) if v.number <= number)
 
 
-def _shown(version: TaskVersion) -> dict[str, object]:
-    change = version.change
+def _shown(view: LogView, version: TaskVersion) -> dict[str, object]:
+    change, signed = version.change, version.change.signed
     return {
         "task": change.task,
         "version": change.version,
@@ -194,6 +188,12 @@ def _shown(version: TaskVersion) -> dict[str, object]:
         "bundle": change.bundle,
         "labels": list(change.labels),
         "rolled_back_to": change.rolled_back_to,
+        "signed_by": signed
+        and {
+            "name": view.signing_keys[signed.key_id].name,
+            "key_id": signed.key_id,
+            "signed_at": written(signed.signed_at),
+        },
         "record": version.number,
         "written_at": version.written_at,
         "message": version.message,
@@ -242,21 +242,11 @@ def _swapped(swapped: Swapped) -> dict[str, object]:
 
 
 def _requested(request: Request, **fields: Any) -> Change:
-    """The change that a request asks for.
-
-    Its key, which makes a repeated request one change, is the client's, else the proxy's request
-    id.
-    """
-    headers = request.headers
-    key = headers.get("idempotency-key") or headers.get("x-request-id") or uuid.uuid4().hex
+    """The change that a request asks for."""
     try:
-        return Change(request.path_params["task"], key, **fields)
+        return Change(request.path_params["task"], idempotency_key(request), **fields)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        field = problem["loc"][-1] if problem["loc"] else "change"
-        raise RequestError(
-            400, f"{FIELD_NAMES.get(field, field)} is {problem['input']!r:.100}: {problem['msg']}."
-        ) from error
+        raise malformed(error, FIELD_NAMES) from error
 
 
 def _flag(request: Request, name: str) -> bool:

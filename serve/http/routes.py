@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from serve.http.admin import Admin
+from serve.http.keys import Keys
 from serve.http.predict import Predict
 from serve.http.problems import problem, problem_of
 from serve.link import Link
@@ -25,7 +26,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 def http_app(replica: Replica, link: Link) -> Starlette:
     """The service of one replica over HTTP."""
-    predict, admin = Predict(replica), Admin(replica, link)
+    predict, admin, keys = Predict(replica), Admin(replica, link), Keys(replica, link)
 
     async def live(_: Request) -> Response:
         return Response(status_code=200 if replica.is_healthy else 503)
@@ -48,6 +49,9 @@ def http_app(replica: Replica, link: Link) -> Starlette:
             route("GET", "/tasks/{task}/card", admin.card),
             route("POST", "/tasks/{task}/versions", admin.push),
             route("POST", "/tasks/{task}/rollback", admin.rollback),
+            route("GET", "/keys", keys.keys),
+            route("POST", "/keys", keys.trust),
+            route("DELETE", "/keys/{key_id}", keys.revoke),
             route("GET", "/metrics", admin.metrics),
             route("GET", "/v2/health/live", live),
             route("GET", "/v2/health/ready", ready),

@@ -24,8 +24,11 @@ from export.bundle import (
 )
 from models.pictures import Preprocessing
 from serve.engine import Engine
+from tests.serve.commands import connect, http, run
 from tests.serve.oracle import Heads
 from tests.serve.specialised import SpecialisedTrunk
+
+__all__ = ["connect", "http", "run"]
 
 SIZE_PX = 8
 PREPROCESSING = Preprocessing(SIZE_PX, SIZE_PX, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))

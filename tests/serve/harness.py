@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from uuid import uuid4
 
 import httpx
 from typing_extensions import override
@@ -23,11 +25,13 @@ from serve.conductor import Conductor
 from serve.headlog import HeadLog
 from serve.http.routes import http_app
 from serve.link import LinkError
-from serve.messages import Change, Directive, Outcome, Poll, Swapped
+from serve.messages import AnyChange, Change, Directive, KeyRequest, Outcome, Poll, Swapped
 from serve.record import LogView, Record
 from serve.replica import Replica, store_trunk
 from serve.settings import ServeSettings
+from serve.signature_gate import check_signature
 from serve.task_settings import asked_settings
+from serve.trust import KeyChange
 
 T = TypeVar("T")
 CUT_S = 0.02
@@ -109,7 +113,7 @@ class LocalLink:
             raise LinkError("the line is cut")
         return directive
 
-    async def change(self, change: Change) -> Outcome:
+    async def change(self, change: AnyChange) -> Outcome:
         """See `Link.change`."""
         return await self._await(self._fleet.ask(lambda conductor: conductor.change(change)))
 
@@ -289,8 +293,12 @@ class LocalFleet:
     ) -> Future[Outcome]:
         """Ask for a push, as a replica does once its gates have passed."""
         self.log.put_bundle(bundle)
+        task = task or bundle.manifest.task
+        if bundle.signature is not None:
+            keys, now = self.view().signing_keys, datetime.now(UTC)
+            fields = {"signed": check_signature(bundle, task, keys, now), **fields}
         change = Change(
-            task or bundle.manifest.task,
+            task,
             key or bundle.digest,
             bundle=bundle.digest,
             labels=bundle.manifest.labels,
@@ -324,6 +332,20 @@ class LocalFleet:
     def set_task(self, task: str, *, key: str = "", **settings: object) -> Outcome:
         """Set and wait for the outcome."""
         return self.start_setting(task, key=key, **settings).result(30)
+
+    def start_trust(self, trust: KeyChange, *, key: str = "") -> Future[Outcome]:
+        """Ask for trust in a key."""
+        request = KeyRequest(trust.key_id, key or uuid4().hex, trust)
+        return self.ask(lambda conductor: conductor.change(request))
+
+    def trust(self, trust: KeyChange) -> Outcome:
+        """Trust a key and wait for the outcome."""
+        return self.start_trust(trust).result(30)
+
+    def revoke(self, key_id: str) -> Outcome:
+        """Revoke a key and wait for the outcome."""
+        request = KeyRequest(key_id, uuid4().hex)
+        return self.ask(lambda conductor: conductor.change(request)).result(30)
 
     def live_versions(self, task: str) -> set[int]:
         """The versions that the living replicas point at."""

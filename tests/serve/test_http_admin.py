@@ -117,7 +117,12 @@ def test_what_is_live_is_listed_by_every_replica(
         (1, "push", "first"),
         (2, "push", ""),
     ]
-    assert [gate["gate"] for gate in versions[0]["gates"]] == ["trunk", "graph", "golden"]
+    assert [gate["gate"] for gate in versions[0]["gates"]] == [
+        "signature",
+        "trunk",
+        "graph",
+        "golden",
+    ]
     assert versions[0]["labels"] == ["red", "green", "blue"]
 
 
@@ -243,7 +248,11 @@ def test_a_refused_bundle_is_told_every_gate_that_was_asked(
     detail = problem(response, 422)
 
     gates = response.json()["gates"]
-    assert [(gate["gate"], gate["passed"]) for gate in gates] == [("trunk", True), ("graph", False)]
+    assert [(gate["gate"], gate["passed"]) for gate in gates] == [
+        ("signature", True),
+        ("trunk", True),
+        ("graph", False),
+    ]
     assert detail == gates[-1]["reason"]
     assert "operator Loop" in detail
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
-from serve import cli, cli_task
 from serve.client import Client, ClientError
 from serve.task_settings import DEFAULTS, TaskSettings
+from tests.serve.commands import Done, Run
 from tests.serve.harness import HttpClient, LocalFleet
 from tests.serve.oracle import Heads
 from tests.serve.test_http import png_of, problem
@@ -29,30 +26,6 @@ def fleet(tmp_path: Path, trunk_folder: Path, heads: Heads) -> Iterator[LocalFle
     with LocalFleet(tmp_path, trunk_folder, replicas=2) as fleet:
         fleet.must_push(heads(1))
         yield fleet
-
-
-@pytest.fixture
-def http(fleet: LocalFleet) -> HttpClient:
-    """The replica that is asked."""
-    return HttpClient(fleet, "replica-1")
-
-
-@pytest.fixture
-def connect(http: HttpClient) -> Callable[..., Client]:
-    """Makes Python clients of that replica, in place of the class."""
-
-    def forward(request: httpx.Request) -> httpx.Response:
-        path = request.url.raw_path.decode()
-        options: dict[str, Any] = {"headers": request.headers, "content": request.content}
-        told = http.request(request.method, path, **options)
-        return httpx.Response(told.status_code, headers=told.headers, content=told.content)
-
-    def connect(url: str = "http://test") -> Client:
-        client = Client(url)
-        client._http = httpx.Client(base_url=url, transport=httpx.MockTransport(forward))
-        return client
-
-    return connect
 
 
 def live_settings(fleet: LocalFleet) -> set[TaskSettings]:
@@ -186,40 +159,6 @@ def test_the_client_sets_and_tells_the_history(
     ]
     with pytest.raises(ClientError, match="weight is nan"):
         client.set_task("colours", {"weight": float("nan")})
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
-
-
-@pytest.fixture
-def run(
-    connect: Callable[..., Client],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Run:
-    """Runs a command against the fleet."""
-
-    def run(*arguments: str) -> Done:
-        for module in (cli, cli_task):
-            monkeypatch.setattr(module, "Client", connect)
-        monkeypatch.setattr(sys, "argv", ["headstock", *arguments])
-        monkeypatch.setattr(cli.out, "width", 200)
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        told = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Done(ended.value.code, told.out, told.err)
-
-    return run
 
 
 def test_a_command_sets_and_others_show_it(fleet: LocalFleet, run: Run) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from export.bundle import digest_of
-from serve.messages import Change, Refused, Swapped
+from serve.messages import AnyChange, Change, KeyRequest, Refused, Swapped
 from serve.proposal import Proposal, new_labels_reason, propose
 from serve.record import LogView, Record, TaskChange, fold
 from serve.task_settings import TaskSettings, asked_settings
+from serve.trust import SignedBy
+from tests.serve.signers import trusting
 
 LABELS = ("cat", "dog")
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
 A, B, C = (digest_of(name.encode()) for name in "abc")
 
 
@@ -51,9 +55,27 @@ def setting(task: str = "pets", *, key: str = "new", **settings: Any) -> Change:
     return Change(task, key, settings=asked_settings(settings))
 
 
-def after(view: LogView, change: Change) -> LogView:
+def trust(seed: int = 1, *, key: str = "new", **fields: Any) -> KeyRequest:
+    """A request to trust the signing key of that seed."""
+    wanted = trusting(seed, **fields)
+    return KeyRequest(wanted.key_id, key, wanted)
+
+
+def revoke(seed: int = 1, *, key: str = "new") -> KeyRequest:
+    """A request to trust it no more."""
+    return KeyRequest(trusting(seed).key_id, key)
+
+
+def signed(bundle: str, *, seed: int = 1, minute: int = 0, **fields: Any) -> Change:
+    """A push that the gate found signed by the key of that seed, at that minute."""
+    at = NOW + timedelta(minutes=minute)
+    by = SignedBy(key_id=trusting(seed).key_id, signed_at=at, envelope=bundle)
+    return push(bundle, signed=by, **fields)
+
+
+def after(view: LogView, change: AnyChange) -> LogView:
     """The log once this change has been made."""
-    outcome = propose(view, change)
+    outcome = propose(view, change, NOW)
     assert isinstance(outcome, Proposal), outcome
     record = Record(
         number=view.number + 1,
@@ -63,6 +85,7 @@ def after(view: LogView, change: Change) -> LogView:
         written_at="",
         changes=outcome.changes,
         settings=outcome.settings,
+        signing_keys=outcome.signing_keys,
         idempotency_key=change.key,
     )
     return fold(view, [record])
@@ -70,16 +93,16 @@ def after(view: LogView, change: Change) -> LogView:
 
 def proposed(view: LogView, change: Change) -> TaskChange:
     """The one change that is proposed."""
-    outcome = propose(view, change)
+    outcome = propose(view, change, NOW)
     assert isinstance(outcome, Proposal), outcome
     assert outcome.settings == ()
     (task_change,) = outcome.changes
     return task_change
 
 
-def refused(view: LogView, change: Change) -> Refused:
+def refused(view: LogView, change: AnyChange) -> Refused:
     """The refusal."""
-    outcome = propose(view, change)
+    outcome = propose(view, change, NOW)
     assert isinstance(outcome, Refused), outcome
     return outcome
 
@@ -170,7 +193,7 @@ def test_an_expected_version_that_is_live_changes_nothing(live: int) -> None:
 
 def test_the_same_key_gives_the_same_answer() -> None:
     """Whatever has been pushed since, and whatever is expected now."""
-    outcome = propose(log(A, B, C), push(A, key="k1", expected=1))
+    outcome = propose(log(A, B, C), push(A, key="k1", expected=1), NOW)
 
     assert isinstance(outcome, Swapped)
     assert outcome.is_repeat
@@ -190,7 +213,7 @@ def test_a_repeated_rollback_has_to_name_the_same_version(to: int | None, *, is_
         changes=(proposed(view, rollback()),),
         idempotency_key="r",
     )
-    outcome = propose(fold(view, [record]), rollback(key="r", to=to))
+    outcome = propose(fold(view, [record]), rollback(key="r", to=to), NOW)
 
     assert isinstance(outcome, Swapped) == is_same
 
@@ -204,7 +227,7 @@ def test_labels_that_only_differ_in_order_are_told_apart() -> None:
 def test_settings_keep_what_is_not_asked_and_touch_no_version() -> None:
     """The record has all of them, as they are from then on."""
     view = after(log(A), setting(weight=2, pinned=True, key="first"))
-    outcome = propose(view, setting(weight=3))
+    outcome = propose(view, setting(weight=3), NOW)
 
     assert isinstance(outcome, Proposal)
     assert outcome.changes == ()
@@ -230,7 +253,7 @@ def test_settings_keep_what_is_not_asked_and_touch_no_version() -> None:
 def test_a_repeated_setting_is_one_change(change: Change, *, is_same: bool) -> None:
     """Also when other settings were made since; for anything else the key is used up."""
     view = after(after(log(A), setting(weight=2, key="k")), setting(weight=5, key="l"))
-    outcome = propose(view, change)
+    outcome = propose(view, change, NOW)
 
     assert isinstance(outcome, Swapped if is_same else Refused)
     if isinstance(outcome, Refused):
@@ -242,3 +265,156 @@ def test_the_key_of_a_rollback_sets_nothing() -> None:
     view = after(log(A, B), rollback(key="r"))
 
     assert refused(view, setting(weight=2, key="r")).kind == "conflict"
+
+
+def test_trusting_a_key_touches_no_task() -> None:
+    """The record has the key and nothing else."""
+    outcome = propose(log(A), trust(tasks=("pets*",)), NOW)
+
+    assert isinstance(outcome, Proposal)
+    assert outcome == Proposal(signing_keys=(trusting(1, tasks=("pets*",)),))
+
+
+def test_trust_can_be_changed_and_revoked() -> None:
+    """The last word counts, and what was said before it is kept."""
+    view = after(log(), trust(key="a"))
+    view = after(view, trust(tasks=("cars",), key="b"))
+    view = after(view, revoke(key="c"))
+    key_id = trusting(1).key_id
+
+    assert view.signing_keys == {key_id: trusting(1, tasks=("cars",), is_revoked=True)}
+    assert [version.change.tasks for version in view.key_history[key_id]] == [
+        ("*",), ("cars",), ("cars",)
+    ]  # fmt: skip
+
+
+def test_what_is_so_already_makes_no_record() -> None:
+    """Trusting as before, and revoking twice."""
+    view = after(log(), trust(key="a"))
+    gone = after(view, revoke(key="b"))
+
+    for now, change in ((view, trust()), (gone, revoke())):
+        outcome = propose(now, change, NOW)
+        assert isinstance(outcome, Swapped)
+        assert outcome.is_repeat
+
+
+@pytest.mark.parametrize(
+    ("view", "change", "kind", "reason"),
+    [
+        (log(), revoke(), "unknown", "was never trusted"),
+        (after(after(log(), trust(key="a")), revoke(key="b")), trust(), "conflict", "for ever"),
+        (after(log(), trust(key="a")), trust(2, name="key1"), "conflict", "The name key1 is that"),
+        (after(log(), trust(key="a")), trust(2, key="a"), "conflict", "changed the trust in key"),
+        (after(log(), trust(key="a")), revoke(key="a"), "conflict", "changed the trust in key"),
+        (after(log(), trust(key="a")), push(A, key="a"), "conflict", "the trust in key key1"),
+        (log(A), trust(key="k1"), "conflict", "'k1' already made version 1 of task pets"),
+    ],
+)
+def test_trust_that_cannot_be_changed_says_why(
+    view: LogView, change: AnyChange, kind: str, reason: str
+) -> None:
+    """Nothing is proposed then."""
+    answer = refused(view, change)
+
+    assert answer.kind == kind
+    assert reason in answer.reason
+
+
+def test_a_name_is_free_again_when_its_key_is_revoked() -> None:
+    """So that a key can be replaced by one of the same name."""
+    view = after(after(log(), trust(key="a")), revoke(key="b"))
+
+    assert isinstance(propose(view, trust(2, name="key1"), NOW), Proposal)
+
+
+@pytest.mark.parametrize("change", [trust(key="a"), revoke(key="b")])
+def test_a_repeated_request_about_a_key_is_one_change(change: KeyRequest) -> None:
+    """Whatever was said of it since."""
+    view = after(after(log(), trust(key="a")), revoke(key="b"))
+    outcome = propose(view, change, NOW)
+
+    assert isinstance(outcome, Swapped)
+    assert outcome.is_repeat
+
+
+def test_before_any_key_was_trusted_a_push_needs_no_signature() -> None:
+    """And the version then has none."""
+    assert proposed(log(), push(A)).signed is None
+
+
+def test_once_a_key_was_trusted_an_unsigned_push_is_refused() -> None:
+    """The gate may have admitted it a moment before; also when the key is revoked again."""
+    view = after(log(A), trust(key="a"))
+
+    for now in (view, after(view, revoke(key="b"))):
+        answer = refused(now, push(B))
+        assert answer.kind == "gate"
+        assert "The bundle is not signed" in answer.reason
+
+
+def test_the_version_names_its_signature_and_so_does_a_rollback_to_it() -> None:
+    """The rollback needs none of its own."""
+    view = after(log(), trust(key="a"))
+    view = after(view, signed(A, key="b"))
+    first = view.tasks["pets"][0].change
+    view = after(view, signed(B, minute=1, key="c"))
+    view = after(view, revoke(key="d"))
+    back = proposed(view, rollback())
+
+    assert first.signed == signed(A).signed
+    assert back.signed == first.signed
+
+
+def test_a_rollback_to_an_unsigned_version_is_allowed() -> None:
+    """It was admitted when nobody asked for signatures."""
+    view = after(after(log(A), trust(key="a")), signed(B, key="b"))
+
+    assert proposed(view, rollback()).signed is None
+
+
+@pytest.mark.parametrize(
+    ("requests", "reason"),
+    [
+        ([trust(key="a"), revoke(key="b")], "which was revoked"),
+        ([trust(2, key="a")], "which nobody has trusted"),
+        ([trust(key="a", valid_until=NOW)], "was trusted until"),
+        ([trust(key="a", tasks=("cars", "pets?"))], "and not for pets"),
+    ],
+)
+def test_a_key_that_was_trusted_a_moment_ago_may_be_so_no_more(
+    requests: list[KeyRequest], reason: str
+) -> None:
+    """What counts is the log as it stands when the record is written."""
+    view = log()
+    for request in requests:
+        view = after(view, request)
+    answer = refused(view, signed(A))
+
+    assert answer.kind == "gate"
+    assert reason in answer.reason
+
+
+@pytest.mark.parametrize(("minute", "is_new"), [(4, False), (5, False), (6, True)])
+def test_an_old_signature_brings_no_old_bundle_back(minute: int, *, is_new: bool) -> None:
+    """It has to be newer than the newest of its task, whoever signed, also after a rollback."""
+    view = after(after(log(), trust(key="a")), trust(2, key="b"))
+    for place, at in enumerate((4, 5)):
+        view = after(view, signed((A, B)[place], minute=at, key=f"p{place}"))
+    rolled_back = after(view, rollback(key="r"))
+    for now in (view, rolled_back):
+        outcome = propose(now, signed(A, seed=2, minute=minute), NOW)
+
+        assert isinstance(outcome, Proposal if is_new else Refused)
+        if isinstance(outcome, Refused):
+            assert outcome.kind == "conflict"
+            assert "signed at 2026-11-21T00:05:00+00:00 has been pushed" in outcome.reason
+
+
+def test_each_task_has_its_own_newest_signature() -> None:
+    """Signing for one does not make what is signed for another old."""
+    view = after(after(log(), trust(key="a")), signed(A, minute=5, key="b"))
+    by = signed(B).signed
+    cars = Change("cars", "new", bundle=B, labels=LABELS, signed=by)
+
+    assert proposed(view, cars).task == "cars"

@@ -20,6 +20,8 @@ from serve.record import (
     fold,
 )
 from serve.task_settings import TaskSettings
+from serve.trust import SignedBy
+from tests.serve.signers import NOW, trusting
 
 TRUNK = TrunkChange(trunk=digest_of(b"trunk"), manifest=digest_of(b"trunk.json"))
 
@@ -179,6 +181,20 @@ def test_a_record_from_before_there_were_settings_is_as_it_was() -> None:
     assert fold(LogView(), [read]).settings == {}
 
 
+def test_what_was_said_of_a_key_is_kept_and_the_last_word_counts() -> None:
+    """An abort says nothing; an idempotency key finds what it made."""
+    view, key = LogView(), trusting(1, valid_until=NOW)
+    said = [trusting(1), key, key.model_copy(update={"is_revoked": True})]
+    for place, (change, kind) in enumerate(zip(said, ("commit", "commit", "abort"), strict=True)):
+        made = record(view, kind=kind, signing_keys=(change,), idempotency_key=f"k{place}")
+        view = fold(view, [made])
+
+    assert view.signing_keys == {key.key_id: key}
+    assert [version.number for version in view.key_history[key.key_id]] == [1, 2]
+    assert view.made_by("k1") == view.key_history[key.key_id][1]
+    assert view.made_by("k2") is None
+
+
 def test_folding_does_not_change_the_view_before() -> None:
     """A batch reads its snapshot while the log goes on."""
     before, _ = log_of(change("pets", 1))
@@ -241,12 +257,15 @@ def test_a_record_is_the_same_after_a_round_trip_through_bytes() -> None:
         message='größer ⚙ "\n',
         idempotency_key="k",
         verdicts=(Verdict(gate="parity", passed=False, reason=""),),
+        signing_keys=(trusting(1, tasks=("pets*",), valid_until=NOW), trusting(2)),
         **setting("pets", weight=0.1, pinned=True, deadline_s=1 / 3),
     )
+    by = SignedBy(key_id=trusting(1).key_id, signed_at=NOW, envelope=full.digest)
+    signed = record(LogView(), change("pets", 1).model_copy(update={"signed": by}))
     plain = record(LogView(), **setting("pets"))  # back to the defaults
     bare = record(LogView(), kind="abort")
 
-    for written in (full, plain, bare):
+    for written in (full, signed, plain, bare):
         read = Record.model_validate_json(written.to_bytes())
         assert read == written
         assert read.to_bytes() == written.to_bytes()
