@@ -20,6 +20,7 @@ from serve.http.routes import http_app
 from serve.replica import Replica
 from serve.runtime import LOOPBACK
 from serve.settings import ServeSettings
+from serve.store import ask_until_answered
 
 # Ray's own queue is kept out of the way: the batcher refuses what it cannot take.
 MAX_ONGOING_REQUESTS = 4096
@@ -39,9 +40,8 @@ class Predictor:
             _keep_grpc_on_loopback()
         name = ray_serve.get_replica_context().replica_id.to_full_id_str()
         self._link = RayLink(conductor_of(checked))
-        self._replica = await asyncio.to_thread(
-            Replica, name, HeadLog(checked.store), self._link, checked
-        )
+        log = await asyncio.to_thread(ask_until_answered, lambda: HeadLog(checked.store))
+        self._replica = await asyncio.to_thread(Replica, name, log, self._link, checked)
         # Ray sends traffic once this returns, so it returns once the conductor has said yes.
         await asyncio.to_thread(self._replica.watcher.wait_admitted)
 

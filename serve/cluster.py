@@ -20,6 +20,7 @@ from serve.messages import AnyChange, Directive, Outcome, Poll
 from serve.protocol import ReplicaId
 from serve.record import TrunkChange
 from serve.settings import ServeSettings
+from serve.store import ask_until_answered
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,10 @@ class ConductorActor:
     """The conductor in a process of its own."""
 
     def __init__(self, store: str, *, hold_s: float, stage_s: float) -> None:
-        self._conductor = Conductor(HeadLog(store), RayFleet(), hold_s=hold_s, stage_s=stage_s)
+        # Ray restarts an actor whose process dies, but not one that fails to start.
+        self._conductor = ask_until_answered(
+            lambda: Conductor(HeadLog(store), RayFleet(), hold_s=hold_s, stage_s=stage_s)
+        )
 
     async def poll(self, poll: Poll) -> Directive:
         """See `Conductor.poll`."""

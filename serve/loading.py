@@ -55,7 +55,7 @@ class HeadLoader:
         tasks = sorted(view.tasks, key=lambda task: not _is_pinned(view, task))
         changes = [view.tasks[task][-1].change for task in tasks]
         heads: dict[str, LiveHead] = {}
-        with ThreadPoolExecutor(LOAD_THREADS) as pool:
+        with ThreadPoolExecutor(max(LOAD_THREADS, self._log.store.num_readers)) as pool:
             for head in pool.map(self.load, changes):
                 heads[head.task] = head
                 if len(heads) % LOG_EVERY_HEADS == 0 or len(heads) == len(changes):

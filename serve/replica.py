@@ -32,7 +32,7 @@ from serve.adapted import AdapterError
 from serve.batcher import Batcher
 from serve.devices import choose_device
 from serve.engine import Engine, LiveHead, Snapshot
-from serve.headlog import HeadLog, StoreError
+from serve.headlog import HeadLog
 from serve.jobs import Answer, Job
 from serve.link import Link
 from serve.loading import HeadLoader
@@ -40,8 +40,10 @@ from serve.metrics import Metrics
 from serve.onnx_session import Device
 from serve.precision import choose_precision
 from serve.record import LogView, TaskChange, TrunkChange
+from serve.references import stored_files
 from serve.settings import ServeSettings
 from serve.sizing import largest_batch
+from serve.store import StoreError, ask_until_answered
 from serve.trust import SignedBy
 from serve.watcher import StageError, Watcher
 
@@ -69,7 +71,8 @@ class Replica:
 
     def __init__(self, name: str, log: HeadLog, link: Link, settings: ServeSettings) -> None:
         self.log, self.settings, self.metrics = log, settings, Metrics()
-        view = log.follow(LogView())
+        # A replica that ended now would only be started again and again.
+        view = ask_until_answered(lambda: log.follow(LogView()))
         if view.trunk is None:
             raise NoTrunkError(f"The store {log.url} has no trunk; start with --trunk FOLDER.")
         device = choose_device(settings.device)
@@ -265,12 +268,7 @@ def store_trunk(log: HeadLog, manifest_bytes: bytes, files: dict[str, bytes]) ->
         StoreError: the store cannot be written.
     """
     manifest = read_trunk_manifest(manifest_bytes)
-    for name in (
-        *(PRECISION_GRAPHS[precision] for precision in manifest.precisions),
-        TRUNK_ADAPTED,
-    ):
-        if name in manifest.files:
-            log.put_blob(files[name])
+    log.of_each(log.put_blob, [files[name] for name in stored_files(manifest)])
     return TrunkChange(trunk=manifest.digest, manifest=log.put_blob(manifest_bytes))
 
 

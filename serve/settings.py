@@ -40,7 +40,7 @@ class ServeSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     store: Annotated[str, Field(min_length=1), AfterValidator(_absolute)] = Field(
-        description="Where the head log lives: a folder."
+        description="Where the head log lives: a folder, or an s3://, gs:// or az:// URL."
     )
     host: str = Field("127.0.0.1", description="Address that the service answers on.")
     port: Port = Field(8000, description="Port that the service answers on.")

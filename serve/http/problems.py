@@ -12,7 +12,6 @@ from starlette.responses import JSONResponse
 
 from export.bundle import BundleError
 from models.pictures import PictureError, PictureTooLargeError
-from serve.headlog import StoreError
 from serve.jobs import (
     DeadlineError,
     FeaturesOnlyError,
@@ -24,6 +23,7 @@ from serve.jobs import (
 from serve.link import LinkError
 from serve.messages import Refused
 from serve.residency import AdaptersTooLargeError
+from serve.store import StoreError
 
 RETRY_AFTER_S = 1
 TITLES = {

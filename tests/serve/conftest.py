@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +23,15 @@ from export.bundle import (
     entry_of,
 )
 from models.pictures import Preprocessing
+from serve import store as storing
 from serve.engine import Engine
+from serve.headlog import HeadLog
+from serve.record import LogView, Record
+from serve.replica import store_trunk
 from tests.serve.commands import connect, http, run
+from tests.serve.faulty import FaultyServer
 from tests.serve.oracle import Heads
+from tests.serve.s3 import S3Server, new_url
 from tests.serve.specialised import SpecialisedTrunk
 
 __all__ = ["connect", "http", "run"]
@@ -161,3 +167,56 @@ def small_trunk(tmp_path_factory: pytest.TempPathFactory) -> SpecialisedTrunk:
 def heads(make_bundle: BundleMaker) -> Heads:
     """Bundles by seed, whose scores the oracle knows."""
     return Heads(make_bundle)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """A server that speaks S3."""
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_url(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty place on it, which this process may use."""
+    for name, value in s3_server.variables().items():
+        monkeypatch.setenv(name, value)
+    return new_url()
+
+
+@pytest.fixture
+def faulty(
+    s3_server: S3Server, s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FaultyServer]:
+    """What stands between this process and the S3 server, and lets all pass at first."""
+    del s3_url
+    with FaultyServer(s3_server.port) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        yield server
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time limits of a store that a test can wait for; those of a service are seconds."""
+    monkeypatch.setattr(storing, "QUICK_S", 0.3)
+    monkeypatch.setattr(storing, "SILENT_S", 0.3)
+    monkeypatch.setattr(storing, "RETRIES_END_S", 0.4)
+
+
+@pytest.fixture
+def trunk_log(tmp_path: Path, trunk_manifest: TrunkManifest) -> HeadLog:
+    """A log on a folder that has a trunk and nothing else."""
+    log = HeadLog(str(tmp_path / "store"))
+    files = {TRUNK_GRAPH: trunk_graph()}
+    trunk = store_trunk(log, trunk_manifest.model_dump_json().encode(), files)
+    log.put_record(
+        Record(
+            number=1,
+            kind="commit",
+            previous=LogView().tip,
+            writer="test",
+            written_at="",
+            trunk=trunk,
+        )
+    )
+    return log

@@ -110,5 +110,6 @@ def test_a_missing_store_says_how_to_give_it() -> None:
         load_settings()
 
     assert str(error.value) == (
-        "Setting store (HEADSTOCK_STORE) is missing. Where the head log lives: a folder."
+        "Setting store (HEADSTOCK_STORE) is missing. Where the head log lives: a folder, or an "
+        "s3://, gs:// or az:// URL."
     )

@@ -1,0 +1,76 @@
+"""Which blobs the records of a log refer to, directly or through manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from export.bundle import (
+    MANIFEST,
+    PRECISION_GRAPHS,
+    TRUNK_ADAPTED,
+    TRUNK_MANIFEST,
+    BundleError,
+    Digest,
+    FileEntry,
+    TrunkManifest,
+    read_manifest,
+    read_trunk_manifest,
+)
+from serve.record import Record
+from serve.store import StoreError
+
+Read = Callable[[Sequence[Digest]], Sequence[bytes | None]]
+
+
+def referenced(records: Iterable[Record], read: Read) -> dict[Digest, str]:
+    """Every blob that the log needs, for what is live and for its history, and what it is.
+
+    Args:
+        read: Reads manifests; None for one that is to be passed over, with the files that it names.
+
+    Raises:
+        StoreError: a manifest is none, or what `read` raises.
+    """
+    bundles: dict[Digest, str] = {}
+    trunks: dict[Digest, str] = {}
+    for record in records:
+        for change in record.changes:
+            bundles.setdefault(change.bundle, f"version {change.version} of {change.task}")
+        if record.trunk is not None:
+            trunks[record.trunk.manifest] = "the trunk"
+    blobs = {digest: f"{MANIFEST} of {whose}" for digest, whose in bundles.items()}
+    blobs |= {digest: f"{TRUNK_MANIFEST} of {whose}" for digest, whose in trunks.items()}
+    for (digest, whose), data in zip(bundles.items(), read(list(bundles)), strict=True):
+        if data is not None:
+            blobs |= _described(_parsed(digest, data, _bundle_files), whose)
+    for (digest, whose), data in zip(trunks.items(), read(list(trunks)), strict=True):
+        if data is not None:
+            blobs |= _described(_parsed(digest, data, _trunk_files), whose)
+    return blobs
+
+
+def stored_files(manifest: TrunkManifest) -> dict[str, FileEntry]:
+    """The files of a trunk that serving needs, and that are stored."""
+    graphs = (*(PRECISION_GRAPHS[precision] for precision in manifest.precisions), TRUNK_ADAPTED)
+    return {name: manifest.files[name] for name in graphs if name in manifest.files}
+
+
+def _bundle_files(manifest: bytes) -> Mapping[str, FileEntry]:
+    return read_manifest(manifest).files
+
+
+def _trunk_files(manifest: bytes) -> Mapping[str, FileEntry]:
+    return stored_files(read_trunk_manifest(manifest))
+
+
+def _parsed(
+    digest: Digest, data: bytes, files_of: Callable[[bytes], Mapping[str, FileEntry]]
+) -> Mapping[str, FileEntry]:
+    try:
+        return files_of(data)
+    except BundleError as error:
+        raise StoreError(f"Blob {digest} is no manifest: {error}") from error
+
+
+def _described(files: Mapping[str, FileEntry], whose: str) -> dict[Digest, str]:
+    return {f"sha256:{entry.sha256}": f"{name} of {whose}" for name, entry in files.items()}
