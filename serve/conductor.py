@@ -9,6 +9,7 @@ written, replicas told, the silent ones killed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -16,12 +17,13 @@ from datetime import UTC, datetime
 from typing import Protocol, runtime_checkable
 
 from serve import protocol
-from serve.headlog import HeadLog, StoreError
+from serve.headlog import HeadLog
 from serve.messages import AnyChange, Directive, Outcome, Poll, Refused, Swapped
 from serve.metrics import Report, fleet_text, merge
-from serve.proposal import Proposal, propose
+from serve.proposal import Proposal, overtaken, propose
 from serve.protocol import Phase, ReplicaId
 from serve.record import LogView, Record, TrunkChange, fold
+from serve.store import StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +56,20 @@ class SwapUndoneError(Exception):
         self.is_veto = is_veto
 
 
+class OvertakenError(Exception):
+    """Another service's commit stands under the number of a swap, which changed nothing."""
+
+    def __init__(self, foreign: tuple[Record, ...]) -> None:
+        super().__init__(", ".join(f"record {r.number} is {r.writer}'s" for r in foreign))
+        self.foreign = foreign
+
+
 class Conductor:
     """The one that writes to the log.
+
+    Another service may write to it too, in its place or by mistake. Each number is then won by one
+    of them; the loser's replicas stop answering until they have loaded what was written, and its
+    change goes on if it was about another task.
 
     Args:
         hold_s: The replicas' longest hold; the swap is given up a little earlier.
@@ -70,6 +84,7 @@ class Conductor:
         self._state = protocol.restart(self._view.number, fleet.living())
         self._record: Record | None = None
         self._undone = 0
+        self._foreign = 0  # the last commit of another service; members have to have loaded it
         self._sequence = secrets.randbits(40)
         self._vetoes: dict[ReplicaId, str] = {}
         self._heard_at_s: dict[ReplicaId, float] = {}
@@ -122,13 +137,14 @@ class Conductor:
             The digest of the trunk that the log names afterwards.
         """
         async with self._one_at_a_time:
-            live = self._view.trunk
-            if live is None:
-                await self._swap(self._draft(trunk=trunk, message="first trunk"))
-            elif live.trunk == trunk.trunk and live != trunk:
-                await self._swap(self._draft(trunk=trunk, message="the trunk's variants"))
-            assert self._view.trunk is not None
-            return self._view.trunk.trunk
+            while (live := self._view.trunk) is None or (
+                live.trunk == trunk.trunk and live != trunk
+            ):
+                message = "the trunk's variants" if live else "first trunk"
+                # Another service that starts now may be first, with this trunk or another.
+                with contextlib.suppress(OvertakenError):
+                    await self._swap(self._draft(trunk=trunk, message=message))
+            return live.trunk
 
     async def metrics(self) -> bytes:
         """Prometheus text of the whole fleet."""
@@ -143,8 +159,8 @@ class Conductor:
 
     async def _change(self, change: AnyChange) -> Outcome:
         async with self._one_at_a_time:
-            failure = ""
-            for _ in range(ATTEMPTS):
+            undone: list[str] = []
+            while len(undone) < ATTEMPTS:
                 proposed = propose(self._view, change, datetime.now(UTC))
                 if not isinstance(proposed, Proposal):
                     return proposed
@@ -162,14 +178,19 @@ class Conductor:
                     logger.warning("swap %d was undone: %s", record.number, error)
                     if error.is_veto:
                         return Refused("gate", str(error))
-                    failure = str(error)
-            return Refused("unavailable", f"The swap was undone {ATTEMPTS} times: {failure}.")
+                    undone.append(str(error))
+                except OvertakenError as error:
+                    logger.warning("swap %d was overtaken: %s", record.number, error)
+                    if refused := overtaken(change, error.foreign):
+                        return refused
+            return Refused("unavailable", f"The swap was undone {ATTEMPTS} times: {undone[-1]}.")
 
     async def _swap(self, record: Record) -> Swapped:
         """Stage, hold, commit, flip.
 
         Raises:
             SwapUndoneError: given up, and an abort stands in the log.
+            OvertakenError: another service's commit stands under the number.
         """
         self._state = protocol.begin(self._state, record.number)
         self._record = record
@@ -244,38 +265,68 @@ class Conductor:
 
         Raises:
             SwapUndoneError: a replica whose hold ran out was first, with an abort.
+            OvertakenError: another service was first, with a commit.
         """
         standing = await self._put(record)
-        is_own = standing == record
-        self._view = fold(self._view, [standing])
-        self._state = protocol.decided(self._state, is_own_commit=is_own)
-        if not is_own:
-            self._record, self._undone = None, record.number
-            self._tell()
+        if standing != record:
+            await self._give_way(standing)
             raise SwapUndoneError(
                 f"{standing.writer} held its rows for too long and aborted", is_veto=False
             )
+        self._view = fold(self._view, [record])
+        self._state = protocol.decided(self._state, is_own_commit=True)
         self._tell()
 
     async def _undo(self) -> None:
-        """Give up; failure is reported only once an abort stands under the number."""
+        """Give up; failure is reported only once an abort stands under the number.
+
+        Raises:
+            OvertakenError: another service's commit stands there.
+        """
         self._state = protocol.give_up(self._state)
         self._record = None
         self._tell()
-        standing = await self._put(self._abort(self._view))
-        assert standing.kind == "abort"
-        self._view = fold(self._view, [standing])
+        await self._give_way(await self._put(self._abort(self._view)))
+
+    async def _give_way(self, standing: Record) -> None:
+        """Something else than our commit stands under the number: let the replicas go on.
+
+        Raises:
+            OvertakenError: another service's commit does, or followed.
+        """
+        self._take(standing)
         self._state = protocol.decided(self._state, is_own_commit=False)
-        self._undone = standing.number
+        self._record, self._undone = None, standing.number
         self._tell()
+        foreign = (standing, *await self._read_on())
+        if any(record.kind == "commit" for record in foreign):
+            raise OvertakenError(foreign)
+
+    async def _read_on(self) -> list[Record]:
+        """What others wrote after the record that was met."""
+        try:
+            records = await asyncio.to_thread(self._log.read_records, self._view.number)
+        except StoreError as error:
+            logger.warning("what follows record %d is met later: %s", self._view.number, error)
+            return []
+        for record in records:
+            self._take(record)
+        self._tell()
+        return records
+
+    def _take(self, foreign: Record) -> None:
+        """Fold another's record; what it made live has to be loaded before replicas go on."""
+        self._view = fold(self._view, [foreign])
+        if foreign.kind == "commit":
+            self._foreign = foreign.number
 
     async def _put(self, record: Record) -> Record:
         """Put until the store says what stands: a swap is never left half decided."""
         while True:
             try:
                 return await asyncio.to_thread(self._log.put_record, record)
-            except StoreError:
-                logger.exception("record %d cannot be written yet", record.number)
+            except StoreError as error:
+                logger.warning("not yet: %s", error)
 
     def _fence(self, view: LogView) -> LogView:
         """Take the next free number with an abort, until one's own stands."""
@@ -313,7 +364,8 @@ class Conductor:
             self._acks.set()
 
     def _admit(self, poll: Poll) -> bool:
-        if poll.is_joined and poll.replica in self._state.members:
+        is_member = poll.is_joined and poll.replica in self._state.members
+        if is_member and poll.at >= self._foreign:
             return True
         self._state, is_admitted = protocol.admit(
             self._state, poll.replica, at=poll.at, live=self._view.live_number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -9,6 +10,7 @@ from serve.messages import AnyChange, Change, KeyRequest, Refused, Swapped
 from serve.record import (
     KeyVersion,
     LogView,
+    Record,
     SettingsChange,
     SettingsVersion,
     TaskChange,
@@ -66,6 +68,35 @@ def propose(view: LogView, change: AnyChange, now: datetime) -> Proposal | Refus
         signed=change.signed,
     )
     return Proposal(changes=(push,), verdicts=change.verdicts)
+
+
+def overtaken(change: AnyChange, foreign: Iterable[Record]) -> Refused | None:
+    """Whether a change that was proposed still stands after records of other writers.
+
+    Pure. One whose task they left alone stands, and is proposed anew for the next free number; so
+    does one that they made themselves, by the same key, which then has its answer already. What
+    is asked about a signing key means the same whatever others did.
+
+    Returns:
+        None if it stands; else why not, and who was first.
+    """
+    if isinstance(change, KeyRequest):
+        return None
+    for record in foreign:
+        if record.idempotency_key == change.key:
+            return None
+        for other in (*record.changes, *record.settings):
+            if other.task == change.task:
+                is_version = isinstance(other, TaskChange)
+                did = f"made version {other.version}" if is_version else "changed the settings"
+                why = f" ({record.message})" if record.message else ""
+                return Refused(
+                    "conflict",
+                    f"{record.writer} was first: record {record.number} {did} of task "
+                    f"{change.task}{why} while this change was on its way. Look at what is live "
+                    "now, and ask again if the change is still meant.",
+                )
+    return None
 
 
 def new_labels_reason(live: tuple[str, ...], pushed: tuple[str, ...]) -> str:

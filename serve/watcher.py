@@ -15,12 +15,13 @@ from datetime import UTC, datetime
 from serve import protocol
 from serve.batcher import Batcher
 from serve.engine import LiveHead
-from serve.headlog import HeadLog, StoreError
+from serve.headlog import HeadLog
 from serve.link import Link, LinkError
 from serve.messages import Directive, Poll
 from serve.metrics import Metrics
 from serve.protocol import Phase, ReplicaState
 from serve.record import HeadLogError, LogView, Record, TaskChange, fold
+from serve.store import StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class Watcher:
         self._hold_s = hold_s
         self._state = ReplicaState(at=view.live_number)
         self._staged: list[LiveHead] = []
+        self._proposed: Record | None = None  # what was staged for
         self._veto: tuple[int, str] = (0, "")
         self._held_since_s = 0.0
         self._heard = 0
@@ -144,6 +146,7 @@ class Watcher:
             if self._view.number != number - 1:
                 raise StoreError(f"Record {number - 1} is not in the log yet.")
             self._staged = [self._load_checked(change) for change in record.changes]
+            self._proposed = record
         except StageError as error:
             self._veto = (number, str(error))
             return
@@ -189,12 +192,16 @@ class Watcher:
         )
         try:
             standing = self._log.put_record(abort, timeout_s=self._hold_s)
-        except (StoreError, HeadLogError):
+            is_committed = standing == self._proposed
+            if standing.kind == "commit" and not is_committed:
+                # Another service's: what it made live is loaded like anything else in the log.
+                self._catch_up(until=number)
+                return
+        except (StoreError, HeadLogError) as error:
             # The conductor may still know; it is asked next, and the store again after that.
-            logger.exception("swap %d is undecided and the store cannot be read", number)
+            logger.warning("swap %d is undecided: %s", number, error)
             self._batcher.refuse_held()
             return
-        is_committed = standing.kind == "commit"
         if is_committed:
             self._move_to(standing)
         else:

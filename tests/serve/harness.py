@@ -123,8 +123,10 @@ class LocalLink:
 
     async def _await(self, future: Future[T]) -> T:
         try:
-            return await asyncio.wrap_future(future)
+            return await asyncio.shield(asyncio.wrap_future(future))
         except asyncio.CancelledError as error:
+            if not future.cancelled():  # it is the caller who is gone
+                raise
             raise LinkError("the conductor is gone") from error
 
 
@@ -175,17 +177,18 @@ class LocalFleet:
     It is also the conductor's `Fleet`: it knows which replicas live, and kills.
 
     Args:
+        store: Folder or URL of the log.
         trunk: Folder of the trunk, installed in the log first.
         replicas: How many to start.
     """
 
     def __init__(
-        self, folder: Path, trunk: Path, *, replicas: int, hold_s: float = 1.0, **settings: Any
+        self, store: Path | str, trunk: Path, *, replicas: int, hold_s: float = 1.0, **settings: Any
     ) -> None:
         self.settings = ServeSettings.model_validate(
-            {"store": str(folder), "swap_hold_s": hold_s, "swap_stage_s": 5.0, **settings}
+            {"store": str(store), "swap_hold_s": hold_s, "swap_stage_s": 5.0, **settings}
         )
-        self.log = ConductorLog(str(folder))
+        self.log = ConductorLog(str(store))
         self.replicas: dict[str, Replica] = {}
         self.links: dict[str, LocalLink] = {}
         self.killed: list[str] = []
@@ -254,12 +257,12 @@ class LocalFleet:
             raise LinkError("no conductor")
         return loop.start(question(conductor))
 
-    def start_replica(self, link: LocalLink | None = None) -> str:
+    def start_replica(self, link: LocalLink | None = None, log: HeadLog | None = None) -> str:
         """Start one more replica, under a name that none ever had."""
         self._num_started += 1
         name = f"replica-{self._num_started}"
         self.links[name] = link or LocalLink(self)
-        log = HeadLog(self.settings.store)
+        log = log or HeadLog(self.settings.store)
         self.replicas[name] = Replica(name, log, self.links[name], self.settings)
         return name
 

@@ -9,8 +9,8 @@ import pytest
 
 from export.bundle import digest_of
 from serve.messages import AnyChange, Change, KeyRequest, Refused, Swapped
-from serve.proposal import Proposal, new_labels_reason, propose
-from serve.record import LogView, Record, TaskChange, fold
+from serve.proposal import Proposal, new_labels_reason, overtaken, propose
+from serve.record import LogView, Record, SettingsChange, TaskChange, fold
 from serve.task_settings import TaskSettings, asked_settings
 from serve.trust import SignedBy
 from tests.serve.signers import trusting
@@ -418,3 +418,60 @@ def test_each_task_has_its_own_newest_signature() -> None:
     cars = Change("cars", "new", bundle=B, labels=LABELS, signed=by)
 
     assert proposed(view, cars).task == "cars"
+def foreign(number: int, *changes: TaskChange | SettingsChange, key: str = "theirs") -> Record:
+    """A record of another service."""
+    return Record(
+        number=number,
+        kind="commit" if changes else "abort",
+        previous=A,
+        writer="conductor-b",
+        written_at="",
+        changes=tuple(c for c in changes if isinstance(c, TaskChange)),
+        settings=tuple(c for c in changes if isinstance(c, SettingsChange)),
+        idempotency_key=key if changes else "",
+        message="a better one",
+    )
+
+
+def pushed(task: str, version: int = 2) -> TaskChange:
+    """Another service's push."""
+    return TaskChange(task=task, version=version, action="push", bundle=C, labels=LABELS)
+
+
+def was_set(task: str) -> SettingsChange:
+    """Settings that another service changed."""
+    return SettingsChange(task=task, settings=TaskSettings(weight=2))
+
+
+@pytest.mark.parametrize("change", [push(B), rollback(), setting(weight=3)])
+def test_a_change_stands_if_others_left_its_task_alone(change: Change) -> None:
+    """Whatever they did to other tasks, and whatever was aborted."""
+    assert overtaken(change, [foreign(7), foreign(8, pushed("birds")), foreign(9)]) is None
+    assert overtaken(change, [foreign(7, was_set("birds"))]) is None
+    assert overtaken(change, []) is None
+
+
+@pytest.mark.parametrize("change", [push(B), rollback(), setting(weight=3)])
+@pytest.mark.parametrize(
+    ("theirs", "did"),
+    [(pushed("pets", 4), "made version 4"), (was_set("pets"), "changed the settings")],
+)
+def test_a_change_whose_task_was_touched_is_a_conflict_that_names_who_won(
+    change: Change, theirs: TaskChange | SettingsChange, did: str
+) -> None:
+    """What was proposed was meant for another state of the task."""
+    refused = overtaken(change, [foreign(7, pushed("birds")), foreign(8, theirs)])
+
+    assert refused == Refused(
+        "conflict",
+        f"conductor-b was first: record 8 {did} of task pets (a better one) while this change was "
+        "on its way. Look at what is live now, and ask again if the change is still meant.",
+    )
+
+
+def test_a_change_that_another_service_made_by_the_same_key_is_no_conflict() -> None:
+    """Its answer is in the log already: the same request reached two services."""
+    change = push(C, key="k")
+
+    assert overtaken(change, [foreign(7, pushed("pets"), key="k")]) is None
+    assert overtaken(change, [foreign(7, pushed("pets"), key="l")]) is not None
