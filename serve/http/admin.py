@@ -66,7 +66,9 @@ class Admin:
         task = _known(await self._history(), request)
         message = request.query_params.get("message", "")
         change = _requested(request, settings=asked, message=message)
-        outcome = await change_by(self._link, change)
+        outcome = await change_by(
+            self._link, change, limit_s=self._replica.settings.request_timeout_s
+        )
         if isinstance(outcome, Refused):
             return problem_of_refusal(outcome)
         view = await self._history()
@@ -130,6 +132,8 @@ class Admin:
             raise RequestError(
                 400, f"Field {unknown[0]!r} is unknown; expected to, expected, message."
             )
+        # Said now if the store is away, which the conductor would wait for.
+        await self._history()
         return await self._answer(
             _requested(
                 request,
@@ -145,7 +149,9 @@ class Admin:
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _answer(self, change: Change) -> Response:
-        outcome = await change_by(self._link, change)
+        outcome = await change_by(
+            self._link, change, limit_s=self._replica.settings.request_timeout_s
+        )
         if isinstance(outcome, Refused):
             return problem_of_refusal(outcome)
         return JSONResponse(_swapped(outcome))

@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from serve.http.problems import RequestError
 from serve.link import Link, LinkError
-from serve.messages import AnyChange, Outcome
+from serve.messages import AnyChange, Outcome, Refused
 
 MAX_COMMAND_BYTES = 64 * 2**10
 CONDUCTOR_TRIES = 10
@@ -25,12 +25,27 @@ def idempotency_key(request: Request) -> str:
     return headers.get("idempotency-key") or headers.get("x-request-id") or uuid.uuid4().hex
 
 
-async def change_by(link: Link, change: AnyChange) -> Outcome:
-    """Ask the conductor; one that restarts is asked again, since a key changes things once.
+async def change_by(link: Link, change: AnyChange, *, limit_s: float) -> Outcome:
+    """Ask for a change; one that is not decided within `limit_s` may still be made.
+
+    A swap that was begun waits for its store, however long that is away.
 
     Raises:
-        LinkError: it cannot be reached.
+        LinkError: the conductor cannot be reached.
     """
+    asking = asyncio.ensure_future(_ask(link, change))
+    done, _ = await asyncio.wait({asking}, timeout=limit_s)
+    if done:
+        return asking.result()
+    return Refused(
+        "unavailable",
+        f"The change is not decided after {limit_s:g} s, and may still be made. Ask again with the "
+        f"idempotency key {change.key!r}: it is made once.",
+    )
+
+
+async def _ask(link: Link, change: AnyChange) -> Outcome:
+    """Ask the conductor; one that restarts is asked again, since a key changes things once."""
     for attempt in range(CONDUCTOR_TRIES):
         try:
             return await link.change(change)

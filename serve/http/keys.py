@@ -65,7 +65,9 @@ class Keys:
             change = KeyRequest(key=idempotency_key(request), **asked)
         except ValidationError as error:
             raise malformed(error, {"key": "idempotency-key"}) from error
-        outcome = await change_by(self._link, change)
+        outcome = await change_by(
+            self._link, change, limit_s=self._replica.settings.request_timeout_s
+        )
         if isinstance(outcome, Refused):
             return problem_of_refusal(outcome)
         view = await asyncio.to_thread(self._replica.history)

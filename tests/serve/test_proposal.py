@@ -418,6 +418,8 @@ def test_each_task_has_its_own_newest_signature() -> None:
     cars = Change("cars", "new", bundle=B, labels=LABELS, signed=by)
 
     assert proposed(view, cars).task == "cars"
+
+
 def foreign(number: int, *changes: TaskChange | SettingsChange, key: str = "theirs") -> Record:
     """A record of another service."""
     return Record(
