@@ -20,7 +20,7 @@ import typer
 from rich.progress import track
 from rich.table import Table
 
-from serve import cli_keys, cli_learn, cli_task
+from serve import cli_keys, cli_learn, cli_store, cli_task
 from serve.client import Client, ClientError, Prediction
 from serve.console import (
     DEFAULT_SERVER,
@@ -47,6 +47,7 @@ app = typer.Typer(
 cli_learn.add_to(app)
 cli_task.add_to(app)
 cli_keys.add_to(app)
+cli_store.add_to(app)
 
 
 def main() -> None:
@@ -64,7 +65,9 @@ def main() -> None:
 
 @app.command(epilog="Example: headstock serve --store ./store --trunk ./trunk --replicas 2")
 def serve(
-    store: Annotated[str | None, typer.Option(help="Folder of the head log.")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Folder, or s3://, gs:// or az:// URL, of the head log.")
+    ] = None,
     trunk: Annotated[
         Path | None, typer.Option(help="Trunk folder, for a store that has none yet.")
     ] = None,

@@ -35,8 +35,7 @@ def choose_device(wanted: Device | Literal["auto"]) -> Device:
     if wanted == "cpu":
         logger.info("device cpu, as set")
         return "cpu"
-    # A session is tried only where it may succeed: where not, ONNX Runtime prints errors in red.
-    problem = _missing() or _session_problem()
+    problem = cuda_problem()
     if problem and wanted == "cuda":
         raise _unusable(problem)
     if problem:
@@ -44,6 +43,12 @@ def choose_device(wanted: Device | Literal["auto"]) -> Device:
         return "cpu"
     logger.info("device cuda: a session asked for %s and got it", CUDA)
     return "cuda"
+
+
+def cuda_problem() -> str:
+    """Why the GPU cannot be used; nothing if a session asked for it, got it and ran."""
+    # A session is tried only where it may succeed: where not, ONNX Runtime prints errors in red.
+    return _missing() or _session_problem()
 
 
 def refuse_without_gpu(wanted: Device | Literal["auto"]) -> None:

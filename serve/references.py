@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from export.bundle import (
     MANIFEST,
     PRECISION_GRAPHS,
+    SIGNATURE,
     TRUNK_ADAPTED,
     TRUNK_MANIFEST,
     BundleError,
@@ -33,12 +34,16 @@ def referenced(records: Iterable[Record], read: Read) -> dict[Digest, str]:
     """
     bundles: dict[Digest, str] = {}
     trunks: dict[Digest, str] = {}
+    blobs: dict[Digest, str] = {}
     for record in records:
         for change in record.changes:
-            bundles.setdefault(change.bundle, f"version {change.version} of {change.task}")
+            whose = f"version {change.version} of {change.task}"
+            bundles.setdefault(change.bundle, whose)
+            if change.signed is not None:
+                blobs[change.signed.envelope] = f"{SIGNATURE} of {whose}"
         if record.trunk is not None:
             trunks[record.trunk.manifest] = "the trunk"
-    blobs = {digest: f"{MANIFEST} of {whose}" for digest, whose in bundles.items()}
+    blobs |= {digest: f"{MANIFEST} of {whose}" for digest, whose in bundles.items()}
     blobs |= {digest: f"{TRUNK_MANIFEST} of {whose}" for digest, whose in trunks.items()}
     for (digest, whose), data in zip(bundles.items(), read(list(bundles)), strict=True):
         if data is not None:
