@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from serve.messages import Refused
 from serve.record import LogView, Record, TaskChange
 from serve.references import referenced
 from serve.store import StoreError
+from serve.trust import SignedBy
 from tests.serve.conftest import trunk_graph
 from tests.serve.harness import LocalFleet
 from tests.serve.oracle import Heads
@@ -239,6 +240,30 @@ def test_whatever_was_pushed_can_be_read_after_a_collection(
     for bundle in committed:
         assert log.get_bundle(bundle.digest) == bundle
     assert blobs(log) == set().union(*map(names_of, committed), set())
+
+
+def test_a_signature_belongs_to_the_version_that_it_admitted(
+    trunk_log: HeadLog, make_bundle: Callable[..., Bundle]
+) -> None:
+    """It is no file of the bundle: the record names it."""
+    envelope = trunk_log.put_blob(b"an envelope")
+    signed = SignedBy(key_id="0" * 64, signed_at=datetime.now(UTC), envelope=envelope)
+    bundle = make_bundle(seed=1)
+    change = TaskChange(
+        task="colours",
+        version=1,
+        action="push",
+        bundle=trunk_log.put_bundle(bundle),
+        labels=bundle.manifest.labels,
+        signed=signed,
+    )
+    trunk_log.put_record(_record(trunk_log, changes=(change,)))
+    age(trunk_log)
+
+    assert collect(trunk_log) == []
+    assert referenced(trunk_log.read_records(0), trunk_log.get_blobs)[envelope] == (
+        "signature.json of version 1 of colours"
+    )
 
 
 def test_every_blob_that_is_referred_to_is_named_with_what_it_is(

@@ -227,11 +227,12 @@ def test_rivals_on_a_faulty_line_agree_on_every_number(
         faulty.plan(fault, times=15, only=lambda _, __: len(faulty.seen) % 3 == 0)
 
     def compete(writer: str) -> None:
-        mine, view = HeadLog(s3_url), LogView()
+        # Now and then every try of a call is one that fails.
+        mine, view = ask_until_answered(lambda: HeadLog(s3_url)), LogView()
         while view.number < 12:
             standing = mine.put_record(abort(view, writer))
             told.append((standing.number, standing.writer))
-            view = mine.follow(view)
+            view = ask_until_answered(lambda before=view: mine.follow(before))
 
     with ThreadPoolExecutor(num_rivals) as rivals:
         list(rivals.map(compete, [f"rival {number}" for number in range(num_rivals)]))
