@@ -12,9 +12,11 @@ from onnx import numpy_helper
 from export.bundle import TAIL, Bundle
 from serve import svm
 from serve.costs import HEAD_ROWS, TAIL_ROWS, CostError, check_costs
+from serve.graph_parts import NoGraphError, count_parts
 from serve.heads import graph_file
 
 MAX_NODES = {"head": 64, "adapter": 64, "tail": 512}
+MAX_PARTS = 2**16  # ten times what the largest tail needs; 10 MB of memory at most
 
 # What heads are made of: affine maps, small networks, prototypes, nearest neighbours, and what
 # converters put around them; beside these the support vector machines of svm.py. No control flow,
@@ -58,10 +60,7 @@ def check_graph(bundle: Bundle, *, max_head_bytes: int, prefix_shape: tuple[int,
     data = bundle.files[name]
     if len(data) > max_head_bytes:
         raise GateError(f"{name} has {len(data)} bytes; at most {max_head_bytes} are accepted.")
-    try:
-        model = onnx.load_model_from_string(data)
-    except DecodeError as error:
-        raise GateError(f"{name} is not an ONNX graph: {error}.") from error
+    model = _read(data, name)
     _check_nodes(model, name, max_nodes=MAX_NODES[bundle.manifest.kind])
     _check_weights(model, name)
     given = (
@@ -79,6 +78,15 @@ def check_graph(bundle: Bundle, *, max_head_bytes: int, prefix_shape: tuple[int,
     return f"{len(model.graph.node)} nodes, {len(data)} bytes"
 
 
+def _read(data: bytes, file: str) -> onnx.ModelProto:
+    try:
+        if count_parts(data, most=MAX_PARTS) > MAX_PARTS:
+            raise GateError(f"{file} has too many parts; at most {MAX_PARTS} are accepted.")
+        return onnx.load_model_from_string(data)
+    except (NoGraphError, DecodeError) as error:
+        raise GateError(f"{file} is not an ONNX graph: {error}.") from error
+
+
 def _check_nodes(model: onnx.ModelProto, file: str, *, max_nodes: int) -> None:
     graph = model.graph
     if model.functions or model.training_info:
@@ -94,7 +102,8 @@ def _check_nodes(model: onnx.ModelProto, file: str, *, max_nodes: int) -> None:
         for attribute in node.attribute:
             if attribute.HasField("g") or attribute.graphs:
                 raise GateError(f"{file} has a graph inside its node {node.op_type}.")
-            if not np.isfinite([attribute.f, *attribute.floats]).all():
+            floats = np.fromiter(attribute.floats, np.float32, len(attribute.floats))
+            if not (np.isfinite(attribute.f) and np.isfinite(floats).all()):
                 raise GateError(f"{attribute.name} of a {node.op_type} in {file} is not finite.")
             if node.op_type == "Cast" and attribute.name == "to":
                 _check_type(attribute.i, "A Cast")

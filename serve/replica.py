@@ -167,9 +167,8 @@ class Replica:
             StageError: a gate said no, or there is no memory for its adapter.
             StoreError: the log or the bundle cannot be read.
         """
-        bundle = (
-            self._pushed(change) if change.action == "push" else self.log.get_bundle(change.bundle)
-        )
+        is_push = change.action == "push"
+        bundle = self._pushed(change) if is_push else self.log.get_bundle(change.bundle)
         refused = [verdict for verdict in self._admit(bundle) if not verdict.passed]
         if refused:
             raise StageError(refused[0].reason)
