@@ -13,6 +13,9 @@ import threading
 import time
 from concurrent.futures import Future
 
+import numpy as np
+
+from serve.comparisons import Comparison, Comparisons
 from serve.engine import Engine, Snapshot
 from serve.jobs import (
     Answer,
@@ -58,6 +61,7 @@ class Batcher:
         self._batch_cost, self._max_queued = float(max_pictures), max_queued
         self._residency = residency or AllResident()
         self._schedule = Schedule(self._weight_of, picture_s=picture_s)
+        self.comparisons = Comparisons(engine)
         self._changed = threading.Condition()
         # Every job is in one of the two from its arrival to its end; dicts, as sets with an order.
         self._waiting: dict[Job, None] = {}
@@ -212,29 +216,46 @@ class Batcher:
         self._absent.discard(job)
 
     def _work(self) -> None:
-        while batch := self._next_batch():
-            started_at = time.monotonic()
-            try:
-                num_pictures = run_units(self._engine, batch)
-            # Whatever goes wrong in one batch is its requests' answer, and the worker goes on.
-            except Exception as error:
-                logger.exception("a batch failed")
-                for work, _ in batch:
-                    work.fail(error)
+        while (batch := self._next_batch()) is not None:
+            if isinstance(batch, Comparison):
+                self.comparisons.run(batch)
+                with self._changed:
+                    self._residency.unpin(batch.sides)
             else:
-                self._metrics.batch_pictures.observe(num_pictures)
-                self._metrics.run_seconds.observe(time.monotonic() - started_at)
+                self._run(batch)
 
-    def _next_batch(self) -> list[tuple[Work, Unit]]:
-        """Wait for something to run; nothing if the batcher is closed. No batch runs meanwhile."""
+    def _run(self, batch: list[tuple[Work, Unit]]) -> None:
+        started_at = time.monotonic()
+        try:
+            num_pictures = run_units(self._engine, batch)
+        # Whatever goes wrong in one batch is its requests' answer, and the worker goes on.
+        except Exception as error:
+            logger.exception("a batch failed")
+            # Without the candidates first: a rollout costs nobody an answer.
+            has_candidates = any(work.candidates for work, _ in batch)
+            for work, _ in batch:
+                if has_candidates:
+                    work.repeat(work.candidates)
+                else:
+                    work.fail(error)
+        else:
+            self._metrics.batch_pictures.observe(num_pictures)
+            self._metrics.run_seconds.observe(time.monotonic() - started_at)
+
+    def _next_batch(self) -> list[tuple[Work, Unit]] | Comparison | None:
+        """Wait for something to run; None if the batcher is closed. No batch runs meanwhile."""
         with self._changed:
             while True:
                 self._end_jobs()
+                if comparison := self._choose_comparison(is_idle=False):
+                    return comparison
                 if self._is_open and (batch := self._choose()):
                     return batch
                 if self._is_closed:
-                    return []
-                self._changed.wait(self._time_to_deadline_s())
+                    return None
+                if comparison := self._choose_comparison(is_idle=True):
+                    return comparison
+                self._changed.wait(self._time_to_wake_s())
 
     def _end_jobs(self) -> None:
         """Let go of the jobs that are over, those that are late among them."""
@@ -244,15 +265,51 @@ class Batcher:
             job.fail_late()
             if job in self._waiting:
                 self._forget(job)
-        for job in [job for job in self._started if job.done.done()]:
-            self._end(job)
+        for job, work in list(self._started.items()):
+            if job.done.done():
+                self._see(work)
+                self._end(job)
+            elif work.must_repeat:
+                self._see(work)
+                self._end(job)
+                self._wait_again(job)
         if self._must_start_anew:
             self._must_start_anew = False
             for job in list(self._started):
                 self._end(job)
-                job.cost_taken = 0.0
-                self._waiting[job] = None
+                self._wait_again(job)
             self._queue_all()
+
+    def _wait_again(self, job: Job) -> None:
+        job.cost_taken = 0.0
+        self._waiting[job] = None
+        if not job.touches(self._held):
+            self._schedule.add(job)
+
+    def _see(self, work: Work) -> None:
+        """Note what a job that has ended says of the candidates of its tasks."""
+        for live in work.blamed:
+            self.comparisons.count(live, served=1, failed=1)
+        if work.must_repeat or work.job.done.cancelled() or work.job.done.exception():
+            return
+        for place in work.candidates:
+            self.comparisons.count(work.live[place], served=len(work.job.inputs))
+        for live in work.live:
+            if live.candidate is not None and not work.job.has_features:
+                slowdown = self._snapshot.settings_of(live.task).max_slowdown
+                picture = np.asarray(work.job.inputs[0], np.uint8)
+                self.comparisons.offer(picture, live, max_slowdown=slowdown)
+
+    def _choose_comparison(self, *, is_idle: bool) -> Comparison | None:
+        """One that may run now, with all that it needs kept in memory."""
+        due_s = self.comparisons.due_in_s(is_idle=is_idle)
+        if due_s is None or due_s > 0 or not self._is_open:
+            return None
+        comparison = self.comparisons.take()
+        try:
+            return comparison if self._residency.pin(comparison.sides) else None
+        except AdaptersTooLargeError:
+            return None
 
     def _end(self, job: Job) -> None:
         self._residency.unpin(self._started.pop(job).heads)
@@ -320,9 +377,10 @@ class Batcher:
     def _weight_of(self, task: str) -> float:
         return self._snapshot.settings_of(task).weight
 
-    def _time_to_deadline_s(self) -> float | None:
-        """Until the first of the jobs that may not run now is late; None if there are none."""
-        if not self._waiting and not self._started:
-            return None
-        first_s = min(job.deadline_s for job in (*self._waiting, *self._started))
-        return min(max(0.0, first_s - time.monotonic()), threading.TIMEOUT_MAX)
+    def _time_to_wake_s(self) -> float | None:
+        """Until a job that may not run now is late, or a comparison may run; None for neither."""
+        now_s = time.monotonic()
+        times_s = [job.deadline_s - now_s for job in (*self._waiting, *self._started)]
+        if (due_s := self.comparisons.due_in_s(is_idle=True)) is not None:
+            times_s.append(due_s)
+        return min(max(0.0, min(times_s)), threading.TIMEOUT_MAX) if times_s else None

@@ -20,7 +20,8 @@ import typer
 from rich.progress import track
 from rich.table import Table
 
-from serve import cli_keys, cli_learn, cli_store, cli_task
+from serve import cli_keys, cli_learn, cli_rollout, cli_store, cli_task
+from serve.cli_rollout import parse_share, print_rollout
 from serve.client import Client, ClientError, Prediction
 from serve.console import (
     DEFAULT_SERVER,
@@ -30,6 +31,8 @@ from serve.console import (
     out,
     print_json,
     settings_text,
+    short,
+    show_swap,
     signer_text,
 )
 from serve.runtime import DEFAULT_PROXY
@@ -48,6 +51,7 @@ cli_learn.add_to(app)
 cli_task.add_to(app)
 cli_keys.add_to(app)
 cli_store.add_to(app)
+cli_rollout.add_to(app)
 
 
 def main() -> None:
@@ -134,6 +138,12 @@ def push(
     key: Annotated[
         Path | None, typer.Option(help="Private key (NAME.key) that signs the bundle.")
     ] = None,
+    canary: Annotated[
+        str, typer.Option(help="Let it answer this share of the callers, as in 10%.")
+    ] = "",
+    shadow: Annotated[
+        bool, typer.Option("--shadow", help="Let it answer nobody, and only be compared.")
+    ] = False,
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:
@@ -141,26 +151,18 @@ def push(
     signer = cli_keys.read_private_key(key) if key else None
     with Client(server) as client, notes.status("pushing"):
         pushed = client.push(
-            bundle, task=task, message=message, new_labels=new_labels, sign_with=signer
+            bundle,
+            task=task,
+            message=message,
+            new_labels=new_labels,
+            canary=parse_share(canary),
+            shadow=shadow,
+            sign_with=signer,
         )
-    _show_swap("live", pushed, as_json=as_json)
-
-
-@app.command(epilog="Example: headstock rollback pets --to 3")
-def rollback(
-    task: Annotated[str, typer.Argument(help="Task.")],
-    to: Annotated[int | None, typer.Option(help="Version; the one before unless given.")] = None,
-    expected: Annotated[
-        int | None, typer.Option(help="Refuse unless this version is live.")
-    ] = None,
-    message: Annotated[str, typer.Option(help="Why; shown by history.")] = "",
-    server: Server = DEFAULT_SERVER,
-    as_json: AsJson = False,
-) -> None:
-    """Make an older bundle live again, as a new version."""
-    with Client(server) as client:
-        rolled_back = client.rollback(task, to=to, expected=expected, message=message)
-    _show_swap("rolled back", rolled_back, as_json=as_json)
+    what = "live"
+    if shadow or canary:
+        what = "live beside its shadow" if shadow else f"live, with a canary for {canary}"
+    show_swap(what, pushed, as_json=as_json)
 
 
 @app.command(epilog="Example: headstock status")
@@ -168,14 +170,21 @@ def status(server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
     """Show what is live."""
     with Client(server) as client:
         live = client.tasks()
+        rollouts = {
+            task["task"]: client.task(task["task"])["rollout"]
+            for task in live["tasks"]
+            if task["candidate"]
+        }
     if as_json:
         print_json(live)
         return
-    out.print(f"trunk {_short(live['trunk'] or 'none')}, record {live['log_number']}")
+    out.print(f"trunk {short(live['trunk'] or 'none')}, record {live['log_number']}")
     _print_versions(live["tasks"], first="task")
     for task in live["tasks"]:
         if special := _not_default(task["settings"]):
             out.print(f"{task['task']}: {settings_text(special)}")
+    for name, rollout in rollouts.items():
+        print_rollout(name, rollout)
 
 
 @app.command(epilog="Example: headstock history pets")
@@ -271,18 +280,6 @@ def _show_failure(path: Path, error: ClientError, *, as_json: bool) -> None:
         notes.print(f"{path}: {error}", style="red", markup=False, soft_wrap=True)
 
 
-def _show_swap(what: str, swapped: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print_json(swapped)
-        return
-    swap = swapped["swap"]
-    out.print(
-        f"{swapped['task']} version {swapped['version']} is {what} on {swap['replicas']} replicas: "
-        f"staged in {swap['stage_ms']:.0f} ms, held for {swap['hold_ms']:.0f} ms "
-        f"({_short(swapped['bundle'])})"
-    )
-
-
 def _not_default(settings: dict[str, Any]) -> dict[str, Any]:
     defaults = DEFAULTS.model_dump()
     return {name: value for name, value in settings.items() if value != defaults.get(name)}
@@ -318,7 +315,7 @@ def _cells(version: dict[str, Any]) -> list[str]:
     return [
         str(version["version"]),
         action,
-        _short(version["bundle"]),
+        short(version["bundle"]),
         ", ".join(labels[:4]) + more,
         signer_text(version["signed_by"]),
         when,
@@ -329,10 +326,6 @@ def _cells(version: dict[str, Any]) -> list[str]:
 def _print_json_line(value: object) -> None:
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
-
-
-def _short(digest: str) -> str:
-    return digest.removeprefix("sha256:")[:12]
 
 
 def _one_line(error: Exception) -> str:

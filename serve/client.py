@@ -92,6 +92,8 @@ class Client:
         task: str | None = None,
         message: str = "",
         new_labels: bool = False,
+        canary: float | None = None,
+        shadow: bool = False,
         key: str | None = None,
         sign_with: Ed25519PrivateKey | None = None,
     ) -> dict[str, Any]:
@@ -100,6 +102,8 @@ class Client:
         Args:
             task: The task to push to; the one that the bundle was made for if it is not given.
             new_labels: Declare that the labels are not those that are live.
+            canary: Share of the callers, above 0 and below 1, that it answers for now.
+            shadow: Let it answer nobody for now, and only be compared.
             key: Makes repeated pushes one change; a new one for each call if it is not given.
             sign_with: Signs the bundle for this task as of now; `export.keys` reads one. If it is
                 not given the bundle goes as it is.
@@ -113,13 +117,51 @@ class Client:
         task = task or bundle.manifest.task
         if sign_with is not None:
             bundle = sign(bundle, sign_with, task=task, signed_at=datetime.now(UTC))
+        params = {"message": message, "new_labels": str(new_labels).lower()}
+        if canary is not None:
+            params["canary"] = str(canary)
+        if shadow:
+            params["shadow"] = "true"
         return self._send(
             "POST",
             f"/tasks/{task}/versions",
-            params={"message": message, "new_labels": str(new_labels).lower()},
+            params=params,
             content=bundle.to_zip(),
             headers={"content-type": "application/zip", "idempotency-key": key or uuid.uuid4().hex},
         )
+
+    def promote(
+        self,
+        task: str,
+        *,
+        share: float | None = None,
+        expected: int | None = None,
+        message: str = "",
+    ) -> dict[str, Any]:
+        """Make the candidate of a rollout live, or let it answer another share of the callers.
+
+        Args:
+            share: Above 0 and below 1; it goes live for all if this is not given.
+            expected: Refuse unless this version is live.
+
+        Raises:
+            ClientError: the service said no.
+        """
+        command = {"share": share, "expected": expected, "message": message}
+        return self._send(
+            "POST",
+            f"/tasks/{task}/promote",
+            json=command,
+            headers={"idempotency-key": uuid.uuid4().hex},
+        )
+
+    def task(self, task: str) -> dict[str, Any]:
+        """What is live of one task, and how its rollout does if there is one.
+
+        Raises:
+            ClientError: the service said no.
+        """
+        return self._send("GET", f"/tasks/{task}")
 
     def rollback(
         self, task: str, *, to: int | None = None, expected: int | None = None, message: str = ""

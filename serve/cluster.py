@@ -18,7 +18,9 @@ from serve.headlog import HeadLog
 from serve.link import LinkError
 from serve.messages import AnyChange, Directive, Outcome, Poll
 from serve.protocol import ReplicaId
-from serve.record import TrunkChange
+from serve.record import TaskChange, TrunkChange
+from serve.rollout import Judgement, Trial
+from serve.rollout_watch import RolloutWatch
 from serve.settings import ServeSettings
 from serve.store import ask_until_answered
 
@@ -93,15 +95,22 @@ class RayFleet:
 class ConductorActor:
     """The conductor in a process of its own."""
 
-    def __init__(self, store: str, *, hold_s: float, stage_s: float) -> None:
+    def __init__(self, store: str, *, hold_s: float, stage_s: float, webhook_url: str) -> None:
         # Ray restarts an actor whose process dies, but not one that fails to start.
         self._conductor = ask_until_answered(
             lambda: Conductor(HeadLog(store), RayFleet(), hold_s=hold_s, stage_s=stage_s)
         )
+        self._rollouts = RolloutWatch(self._conductor, webhook_url=webhook_url)
 
     async def poll(self, poll: Poll) -> Directive:
         """See `Conductor.poll`."""
+        if poll.trials is not None:
+            self._rollouts.take(poll.replica, poll.trials)
         return await self._conductor.poll(poll)
+
+    async def rollout(self, live: TaskChange) -> tuple[Trial, Judgement]:
+        """See `link.Link.rollout`."""
+        return self._rollouts.trial(live), self._rollouts.judgement(live)
 
     async def change(self, change: AnyChange) -> Outcome:
         """See `Conductor.change`."""
@@ -113,7 +122,7 @@ class ConductorActor:
 
     async def metrics(self) -> bytes:
         """See `Conductor.metrics`."""
-        return await self._conductor.metrics()
+        return await self._conductor.metrics(self._rollouts.metrics())
 
 
 def conductor_of(settings: ServeSettings) -> Any:
@@ -131,7 +140,12 @@ def conductor_of(settings: ServeSettings) -> Any:
             max_restarts=-1,
             max_concurrency=1000,
         )
-        .remote(settings.store, hold_s=settings.swap_hold_s, stage_s=settings.swap_stage_s)
+        .remote(
+            settings.store,
+            hold_s=settings.swap_hold_s,
+            stage_s=settings.swap_stage_s,
+            webhook_url=settings.webhook_url,
+        )
     )
 
 
@@ -151,6 +165,10 @@ class RayLink:
     async def change(self, change: AnyChange) -> Outcome:
         """See `link.Link.change`."""
         return await _reach(self._conductor.change.remote(change))
+
+    async def rollout(self, live: TaskChange) -> tuple[Trial, Judgement]:
+        """See `link.Link.rollout`."""
+        return await _reach(self._conductor.rollout.remote(live))
 
     async def metrics(self) -> bytes:
         """See `link.Link.metrics`."""

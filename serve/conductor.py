@@ -146,11 +146,16 @@ class Conductor:
                     await self._swap(self._draft(trunk=trunk, message=message))
             return live.trunk
 
-    async def metrics(self) -> bytes:
-        """Prometheus text of the whole fleet."""
+    @property
+    def view(self) -> LogView:
+        """The log as far as it is folded here."""
+        return self._view
+
+    async def metrics(self, *more: Report) -> bytes:
+        """Prometheus text of the whole fleet, and of what stands beside it."""
         await self._look_for_dead()
         versions = {task: history[-1].change.version for task, history in self._view.tasks.items()}
-        reports = [self._gone_metrics, *self._metrics.values()]
+        reports = [self._gone_metrics, *self._metrics.values(), *more]
         return fleet_text(reports, versions, len(self._state.members))
 
     async def members(self) -> list[ReplicaId]:

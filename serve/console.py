@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -40,3 +40,21 @@ def signer_text(signed_by: Mapping[str, str] | None) -> str:
 
 def _value_text(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else json.dumps(value)
+
+
+def show_swap(what: str, swapped: dict[str, Any], *, as_json: bool) -> None:
+    """Say of a change that it is live."""
+    if as_json:
+        print_json(swapped)
+        return
+    swap = swapped["swap"]
+    out.print(
+        f"{swapped['task']} version {swapped['version']} is {what} on {swap['replicas']} replicas: "
+        f"staged in {swap['stage_ms']:.0f} ms, held for {swap['hold_ms']:.0f} ms "
+        f"({short(swapped['bundle'])})"
+    )
+
+
+def short(digest: str) -> str:
+    """The beginning of a digest, enough to tell bundles apart."""
+    return digest.removeprefix("sha256:")[:12]

@@ -6,6 +6,7 @@ pair; the trunk runs once a picture, however many tasks ask about it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,6 +34,8 @@ class LiveHead:
         row_cost: What one row of it costs beside its picture, where a picture through the trunk
             costs 1.
         adapter: What changes the trunk's features for it.
+        candidate: During a rollout the other side of this version.
+        share: Of the callers that the candidate answers, from 0 (a shadow) to 1.
     """
 
     task: str
@@ -41,11 +44,21 @@ class LiveHead:
     head: Head
     row_cost: float = 0.0
     adapter: PagedAdapter | None = None
+    candidate: LiveHead | None = None
+    share: float = 0.0
 
     @property
     def needs_picture(self) -> bool:
         """Whether it starts from the prefix maps, as adapters and tails do."""
         return self.adapter is not None or self.head.takes == "prefix"
+
+    def side_for(self, caller: bytes) -> LiveHead:
+        """The side that answers a caller: always the same one, and when the share grows too."""
+        if self.candidate is None or not self.share:
+            return self
+        digest = hashlib.sha256(self.candidate.bundle.encode() + b" " + caller).digest()
+        place = int.from_bytes(digest[:8], "big") / 2**64
+        return self.candidate if place < self.share else self
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,8 @@ class Job:
         deadline_s: When its caller stops waiting, as `time.monotonic` tells it.
         done: Answers as [input][task], in the order asked.
         cost_taken: What its units that were taken cost, in pictures.
+        caller: Who asks, as far as is known; one caller gets one side of a canary.
+        is_stable: A candidate has failed it: what is live beside that answers instead.
     """
 
     inputs: Inputs
@@ -91,6 +93,20 @@ class Job:
     done: Future[list[list[Answer]]] = field(default_factory=Future)
     queued_at: float = field(default_factory=time.monotonic)
     cost_taken: float = 0.0
+    caller: str = ""
+    is_stable: bool = False
+
+    def sides(self, heads: Sequence[LiveHead]) -> list[LiveHead]:
+        """Of each task the side that answers this request."""
+        if self.is_stable or not self.inputs or not any(head.share for head in heads):
+            return list(heads)
+        # One picture asked twice is one caller too, so it gets one answer.
+        caller = self.caller.encode() or self.inputs[0].tobytes()
+        sides = [head.side_for(caller) for head in heads]
+        return [
+            head if self.has_features and side.needs_picture else side
+            for head, side in zip(heads, sides, strict=True)
+        ]
 
     @property
     def has_features(self) -> bool:

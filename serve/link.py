@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 from serve.messages import AnyChange, Directive, Outcome, Poll
+from serve.record import TaskChange
+from serve.rollout import Judgement, Trial
 
 
 class LinkError(Exception):
@@ -29,6 +31,14 @@ class Link(Protocol):
         Raises:
             LinkError: no conductor; whether the change was made is not known, so ask again with
                 the same key.
+        """
+        ...
+
+    async def rollout(self, live: TaskChange) -> tuple[Trial, Judgement]:
+        """What the fleet has seen of the candidate of a version, and what the rules say of it.
+
+        Raises:
+            LinkError: no conductor.
         """
         ...
 

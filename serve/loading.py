@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import statistics
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import Bundle
+from export.bundle import Bundle, Digest
 from serve import gates
 from serve.bank import IDENTITY, Bank
 from serve.engine import Engine, LiveHead
@@ -28,6 +30,7 @@ LOAD_THREADS = 8
 LOG_EVERY_HEADS = 1000
 TRIALS = 3
 TRIAL_ROWS = 4
+MAX_KEPT = 32  # loaded bundles that are no longer live, tails of some megabytes among them
 
 
 class HeadLoader:
@@ -44,6 +47,7 @@ class HeadLoader:
         self._log, self._engine, self._picture_s = log, engine, picture_s
         self.adapters = AdapterMemory(engine.families, budget_bytes=adapter_memory_bytes)
         self._adapter_costs: dict[Bank, float] = {}
+        self._kept: OrderedDict[tuple[str, Digest], LiveHead] = OrderedDict()
 
     def load_all(self, view: LogView) -> dict[str, LiveHead]:
         """Every head that is live, by task, with progress in the log.
@@ -62,23 +66,45 @@ class HeadLoader:
                     logger.info("loaded %d of %d heads", len(heads), len(changes))
         return heads
 
-    def load(self, change: TaskChange) -> LiveHead:
-        """Fetch the bundle of a change and load it.
+    def load(self, change: TaskChange, checked: Bundle | None = None) -> LiveHead:
+        """Fetch the bundles of a change and load them; those that are kept are there already.
+
+        Args:
+            checked: One of them, as it has just passed the gates.
 
         Raises:
-            StoreError: the bundle cannot be read.
+            StoreError: a bundle cannot be read.
         """
-        return self.live(change, self._log.get_served(change.bundle))
+        live = self._side(change, change.bundle, checked)
+        if change.candidate is None:
+            return live
+        candidate = self._side(change, change.candidate.bundle, checked)
+        return replace(live, candidate=candidate, share=change.candidate.share)
 
-    def live(self, change: TaskChange, bundle: Bundle) -> LiveHead:
-        """A bundle that has passed the gates, as a version of its task."""
+    def keep(self, live: LiveHead) -> None:
+        """Keep what is live loaded when it no longer is, so that the way back needs no loading."""
+        for side in (live, live.candidate):
+            if side is not None:
+                self._kept[side.task, side.bundle] = replace(side, candidate=None, share=0.0)
+                self._kept.move_to_end((side.task, side.bundle))
+        while len(self._kept) > MAX_KEPT:
+            self._kept.popitem(last=False)
+
+    def _side(self, change: TaskChange, digest: Digest, checked: Bundle | None) -> LiveHead:
+        if kept := self._kept.get((change.task, digest)):
+            return replace(kept, version=change.version)
+        if checked is None or checked.digest != digest:
+            checked = self._log.get_served(digest)
+        return self._live(change, digest, checked)
+
+    def _live(self, change: TaskChange, digest: Digest, bundle: Bundle) -> LiveHead:
         head, entry = gates.load_head(bundle, self._engine.device), bundle.manifest.adapter
         adapter = None
         cost = self._tail_cost(head) if head.takes == "prefix" else 0.0
         if entry is not None:
             adapter = self.adapters.add(change.task, entry, gates.read_adapter(bundle))
             cost = self._adapter_cost(adapter.bank)
-        return LiveHead(change.task, change.version, change.bundle, head, cost, adapter)
+        return LiveHead(change.task, change.version, digest, head, cost, adapter)
 
     @cached_property
     def _maps(self) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from export.bundle import Digest, Sha256, TaskName
 from serve.metrics import Report
 from serve.protocol import NO_ACK, Ack, Phase, ReplicaId
 from serve.record import Record, TaskChange, Text, Verdict
+from serve.rollout import Trial
 from serve.task_settings import Asked
 from serve.trust import KeyChange, SignedBy
 
@@ -28,6 +30,7 @@ class Poll:
         is_joined: Whether it was told that it may answer.
         veto: Why it cannot stage swap `veto_number`, if it cannot.
         heard: Sequence of the last directive it obeyed.
+        trials: What it saw of rollouts since it started: task -> version and counts.
     """
 
     replica: ReplicaId
@@ -38,6 +41,7 @@ class Poll:
     veto: str = ""
     heard: int = 0
     metrics: Report | None = None
+    trials: Mapping[str, tuple[int, Trial]] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,9 @@ class Change:
         to: The version to roll back to; None: the bundle that was live before.
         expected: Refuse unless this is the live version.
         settings: What to set, as `asked_settings` has checked it; nothing else changes then.
+        share: Of the callers that the bundle, or the candidate that is promoted, shall answer
+            beside what is live; 0: none (a shadow). None: it takes the place of what is live.
+        promote: Make the candidate live, or give it another share.
         key: Idempotency key: the same key makes the same change only once.
         allow_new_labels: Whether the pusher declared that the labels change.
         signed: The bundle's signature, verified; None where none is asked for.
@@ -88,6 +95,8 @@ class Change:
     allow_new_labels: bool = False
     settings: Asked = ()
     signed: SignedBy | None = None
+    share: Annotated[float, Field(ge=0, lt=1)] | None = None
+    promote: bool = False
 
 
 @checked_dataclass(frozen=True)

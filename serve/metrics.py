@@ -52,15 +52,7 @@ class Metrics:
 
     def report(self) -> Report:
         """All samples, in a form that travels."""
-        return [
-            Family(
-                metric.name,
-                metric.documentation,
-                metric.type,
-                [(s.name, tuple(sorted(s.labels.items())), s.value) for s in metric.samples],
-            )
-            for metric in self.registry.collect()
-        ]
+        return report_of(self.registry)
 
     def _histogram(self, name: str, documentation: str) -> Histogram:
         return Histogram(name, documentation, buckets=LATENCY_BUCKETS_S, registry=self.registry)
@@ -77,6 +69,19 @@ class Family:
 
 
 Report = list[Family]
+
+
+def report_of(registry: CollectorRegistry) -> Report:
+    """All samples of a registry."""
+    return [
+        Family(
+            metric.name,
+            metric.documentation,
+            metric.type,
+            [(s.name, tuple(sorted(s.labels.items())), s.value) for s in metric.samples],
+        )
+        for metric in registry.collect()
+    ]
 
 
 def fleet_text(reports: Iterable[Report], live_versions: Mapping[str, int], replicas: int) -> bytes:

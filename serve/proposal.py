@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
+from export.bundle import Digest
 from serve.messages import AnyChange, Change, KeyRequest, Refused, Swapped
 from serve.record import (
+    Candidate,
     KeyVersion,
     LogView,
     Record,
@@ -53,17 +55,32 @@ def propose(view: LogView, change: AnyChange, now: datetime) -> Proposal | Refus
         )
     if change.settings:
         return _set(view, change)
+    if change.promote:
+        return _promote(view, change)
     if change.bundle is None:
         return _roll_back(view, change)
+    return _push(view, change, change.bundle, now)
+
+
+def _push(view: LogView, change: Change, bundle: Digest, now: datetime) -> Proposal | Refused:
+    live = view.live(change.task)
+    if live and live.change.candidate:
+        return Refused(
+            "conflict",
+            f"A rollout is under way in version {live.change.version} of task {change.task}; "
+            "promote it or roll it back first.",
+        )
     if live and live.change.labels != change.labels and not change.allow_new_labels:
         return Refused("gate", new_labels_reason(live.change.labels, change.labels))
     if refused := _signature_refusal(view, change, now):
         return refused
+    if change.share is not None:
+        return _begin_rollout(live, bundle, change)
     push = TaskChange(
         task=change.task,
         version=live.change.version + 1 if live else 1,
         action="push",
-        bundle=change.bundle,
+        bundle=bundle,
         labels=change.labels,
         signed=change.signed,
     )
@@ -119,7 +136,8 @@ def _signature_refusal(view: LogView, change: Change, now: datetime) -> Refused 
         trusted_key(keys, change.signed.key_id, task=change.task, now=now)
     except UntrustedError as error:
         return Refused("gate", str(error))
-    earlier = [version.change.signed for version in view.tasks.get(change.task, ())]
+    versions = [version.change for version in view.tasks.get(change.task, ())]
+    earlier = [side.signed for v in versions for side in (v, v.candidate) if side]
     newest = max((signed.signed_at for signed in earlier if signed), default=None)
     if newest is not None and change.signed.signed_at <= newest:
         return Refused(
@@ -167,6 +185,55 @@ def _set(view: LogView, change: Change) -> Proposal | Refused:
     return Proposal(settings=(SettingsChange(task=change.task, settings=settings),))
 
 
+def _begin_rollout(live: TaskVersion | None, bundle: Digest, change: Change) -> Proposal | Refused:
+    assert change.share is not None
+    if live is None:
+        return Refused(
+            "conflict",
+            f"Task {change.task} has no live version to compare with; push the first at once.",
+        )
+    if live.change.bundle == bundle:
+        return Refused("conflict", f"Bundle {bundle} is what is live of task {change.task}.")
+    candidate = Candidate(
+        bundle=bundle, labels=change.labels, share=change.share, signed=change.signed
+    )
+    begun = _with_candidate(live.change, candidate)
+    return Proposal(changes=(begun,), verdicts=change.verdicts)
+
+
+def _with_candidate(live: TaskChange, candidate: Candidate) -> TaskChange:
+    return TaskChange(
+        task=live.task,
+        version=live.version + 1,
+        action="canary" if candidate.share else "shadow",
+        bundle=live.bundle,
+        labels=live.labels,
+        signed=live.signed,
+        candidate=candidate,
+    )
+
+
+def _promote(view: LogView, change: Change) -> Proposal | Refused:
+    live = view.live(change.task)
+    if live is None:
+        return _never_pushed(change)
+    candidate = live.change.candidate
+    if candidate is None:
+        return Refused("conflict", f"Task {change.task} has no candidate to promote.")
+    if change.share is not None:
+        wider = candidate.model_copy(update={"share": change.share})
+        return Proposal(changes=(_with_candidate(live.change, wider),))
+    promoted = TaskChange(
+        task=change.task,
+        version=live.change.version + 1,
+        action="promote",
+        bundle=candidate.bundle,
+        labels=candidate.labels,
+        signed=candidate.signed,
+    )
+    return Proposal(changes=(promoted,))
+
+
 def _never_pushed(change: Change) -> Refused:
     return Refused("unknown", f"Task {change.task!r} was never pushed.")
 
@@ -197,11 +264,14 @@ def _roll_back(view: LogView, change: Change) -> Proposal | Refused:
 
 
 def _target(history: tuple[TaskVersion, ...], to: int | None) -> TaskVersion | None:
-    """The version asked for, or the last one whose bundle is not the live one."""
+    """The version asked for, else the last before a rollout, or whose bundle is another."""
     if to is not None:
         return next((v for v in history if v.change.version == to), None)
-    live = history[-1].change.bundle
-    return next((v for v in reversed(history) if v.change.bundle != live), None)
+    live = history[-1].change
+    alone = (v for v in reversed(history) if not v.change.candidate)
+    if live.candidate:  # back to before the rollout, which has the same bundle
+        return next(alone)
+    return next((v for v in alone if v.change.bundle != live.bundle), None)
 
 
 def _repeat(
@@ -239,6 +309,11 @@ def _made_by_the_same(made: TaskVersion | SettingsVersion | KeyVersion, change: 
         return bool(change.settings) and settings.updated(change.settings) == settings
     if change.settings:
         return False
+    did, candidate = made.change, made.change.candidate
+    if (candidate.share if candidate else None) != change.share:
+        return False
+    if change.promote:
+        return did.action == "promote" or candidate is not None
     if change.bundle:
-        return made.change.bundle == change.bundle
-    return made.change.action == "rollback" and change.to in {None, made.change.rolled_back_to}
+        return change.bundle == (candidate.bundle if candidate else did.bundle)
+    return did.action == "rollback" and change.to in {None, did.rolled_back_to}

@@ -46,16 +46,33 @@ class Verdict(_Entry):
     reason: Text
 
 
+class Candidate(_Entry):
+    """The other side of a version during a rollout."""
+
+    bundle: Digest
+    labels: tuple[Text, ...]
+    share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        description="of the callers that it answers; 0: a shadow, whose answers nobody gets"
+    )
+    signed: SignedBy | None = None
+
+
 class TaskChange(_Entry):
     """A task's next version; a rollback has the signature of the version that it goes back to."""
 
     task: TaskName
     version: Annotated[int, Field(ge=1)]
-    action: Literal["push", "rollback"]
+    action: Literal["push", "rollback", "canary", "shadow", "promote"]
     bundle: Digest
     labels: tuple[Text, ...]
     rolled_back_to: int | None = None
     signed: SignedBy | None = None
+    candidate: Candidate | None = None
+
+    def signature_of(self, bundle: Digest) -> SignedBy | None:
+        """Who signed a bundle of this version, if it was asked for."""
+        side = self.candidate if self.candidate and self.candidate.bundle == bundle else self
+        return side.signed
 
 
 class SettingsChange(_Entry):

@@ -5,12 +5,11 @@ Knows neither HTTP nor Ray: a replica can be run in a test, or in a program of o
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import statistics
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -119,7 +118,11 @@ class Replica:
         return self._history
 
     def ask(
-        self, pictures: Sequence[bytes], tasks: tuple[str, ...] | None, deadline_s: float
+        self,
+        pictures: Sequence[bytes],
+        tasks: tuple[str, ...] | None,
+        deadline_s: float,
+        caller: str = "",
     ) -> Future[list[list[Answer]]]:
         """Decode pictures in a thread, which then queues the request itself.
 
@@ -129,12 +132,14 @@ class Replica:
 
         Args:
             deadline_s: See `Job`.
+            caller: See `Job`.
 
         Returns:
             Answers as [picture][task], or what `decode` or `Batcher.submit` raise.
         """
         done: Future[list[list[Answer]]] = Future()
-        self.decoders.submit(self._decode_and_queue, pictures, tasks, deadline_s, done)
+        job = Job([], tasks, deadline_s, done, caller=caller)
+        self.decoders.submit(self._decode_and_queue, pictures, job)
         return done
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
@@ -161,19 +166,21 @@ class Replica:
         return self._loader.load(change)
 
     def stage(self, change: TaskChange) -> LiveHead:
-        """Fetch a change's bundle, run the gates on it here, load its head.
+        """Fetch what a change pushes, run the gates on it here, load its head.
+
+        What was live before has passed its gates, and is mostly still loaded.
 
         Raises:
             StageError: a gate said no, or there is no memory for its adapter.
-            StoreError: the log or the bundle cannot be read.
+            StoreError: the log or a bundle cannot be read.
         """
-        is_push = change.action == "push"
-        bundle = self._pushed(change) if is_push else self.log.get_bundle(change.bundle)
-        refused = [verdict for verdict in self._admit(bundle) if not verdict.passed]
-        if refused:
-            raise StageError(refused[0].reason)
+        live = self.batcher.snapshot.heads.get(change.task)
+        if live is not None:
+            self._loader.keep(live)
+        new = _pushed(change, live)
+        checked = self._checked(change, new) if new else None
         try:
-            return self._loader.live(change, bundle)
+            return self._loader.load(change, checked)
         except AdapterError as error:  # there is no memory for it here
             raise StageError(str(error)) from error
 
@@ -187,15 +194,18 @@ class Replica:
         verdict, signed = signature_gate.admit_signature(bundle, task, keys, datetime.now(UTC))
         return (verdict, *(self._admit(bundle) if verdict.passed else ())), signed
 
-    def _pushed(self, change: TaskChange) -> Bundle:
-        """A pushed bundle, its signature verified here too; a rollback needs none."""
-        envelope = change.signed.envelope if change.signed else None
-        bundle = self.log.get_bundle(change.bundle, signature=envelope)
+    def _checked(self, change: TaskChange, digest: Digest) -> Bundle:
+        """A pushed bundle that has passed the gates here too, its signature among them."""
+        signed = change.signature_of(digest)
+        bundle = self.log.get_bundle(digest, signature=signed.envelope if signed else None)
         keys = self.history().signing_keys
         try:
             signature_gate.check_staged(change, bundle, keys, datetime.now(UTC))
         except gates.GateError as error:
             raise StageError(str(error)) from error
+        refused = [verdict for verdict in self._admit(bundle) if not verdict.passed]
+        if refused:
+            raise StageError(refused[0].reason)
         return bundle
 
     def _admit(self, bundle: Bundle) -> tuple[gates.Verdict, ...]:
@@ -220,19 +230,17 @@ class Replica:
     def _decode_and_queue(
         self,
         pictures: Sequence[bytes],
-        tasks: tuple[str, ...] | None,
-        deadline_s: float,
-        done: Future[list[list[Answer]]],
+        job: Job,
     ) -> None:
-        if done.cancelled():  # the caller has gone
+        if job.done.cancelled():  # the caller has gone
             return
         try:
-            decoded = [self.decode(data) for data in pictures]
-            self.batcher.submit(Job(decoded, tasks, deadline_s, done))
+            job.inputs = [self.decode(data) for data in pictures]
+            job.queued_at = time.monotonic()
+            self.batcher.submit(job)
         # Whatever it is, it is this request's answer; a thread of a pool has nobody to tell.
         except Exception as error:  # noqa: BLE001
-            with contextlib.suppress(InvalidStateError):
-                done.set_exception(error)
+            job.fail(error)
 
     def _batch_size(self) -> tuple[int, float]:
         """Pictures in a batch, and seconds for each, as measured on this device now."""
@@ -258,6 +266,16 @@ class Replica:
             self.engine.features(pictures)
             seconds.append(time.perf_counter() - began_s)
         return statistics.median(seconds)
+
+
+def _pushed(change: TaskChange, live: LiveHead | None) -> Digest | None:
+    """The bundle that a change brings; None where it goes back, or on with a candidate."""
+    if change.action == "push":
+        return change.bundle
+    known = live.candidate.bundle if live and live.candidate else None
+    if change.candidate and change.candidate.bundle != known:
+        return change.candidate.bundle
+    return None
 
 
 def store_trunk(log: HeadLog, manifest_bytes: bytes, files: dict[str, bytes]) -> TrunkChange:

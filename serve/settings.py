@@ -77,6 +77,9 @@ class ServeSettings(BaseSettings):
         REQUEST_TIMEOUT_S,
         description="Longest time for one answer; x-headstock-timeout-ms asks for less.",
     )
+    webhook_url: Annotated[str, Field(pattern="^(https?://.+)?$")] = Field(
+        "", description="Gets a POST when a rollout is ended by rule."
+    )
     swap_hold_s: PositiveFloat = Field(1.0, description="Longest pause of one task during a swap.")
     swap_stage_s: PositiveFloat = Field(
         10.0, description="Longest time for all replicas to load a bundle."

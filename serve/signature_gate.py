@@ -77,7 +77,8 @@ def check_staged(change: TaskChange, bundle: Bundle, keys: Keys, now: datetime) 
     Raises:
         GateError: see `check_signature`, or the record names another signature.
     """
-    if check_signature(bundle, change.task, keys, now) != change.signed:
+    signed = change.signature_of(bundle.digest)
+    if check_signature(bundle, change.task, keys, now) != signed:
         raise GateError("The record of this push names another signature than the bundle has.")
 
 

@@ -7,8 +7,12 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-SettingValue = bool | float | None
+SettingValue = bool | int | float | None
 Asked = tuple[tuple[str, SettingValue], ...]  # settings by name, as a value that can be a key
+
+
+# Neither never nor always: no counts could speak against those.
+Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 
 
 class SettingError(ValueError):
@@ -28,6 +32,22 @@ class TaskSettings(BaseModel):
     pinned: bool = Field(False, description="Whether its adapter is never paged out.")
     deadline_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = Field(
         None, description="Deadline of its requests; null: the service's `request_timeout_s`."
+    )
+    max_slowdown: Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False)] = Field(
+        1.5, description="How many times as long an answer may take than with the live head."
+    )
+    min_compared: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        100, description="Pictures on which a candidate is compared before any verdict."
+    )
+    max_failures: Share = Field(0.01, description="Rows of a candidate that may fail.")
+    max_disagreement: Share = Field(
+        0.2, description="Pictures to which a candidate may give another label."
+    )
+    max_less_confident: Share = Field(
+        0.3, description="Pictures on which a candidate's best score may be much lower."
+    )
+    promote_good: bool = Field(
+        False, description="Whether a candidate that is found good goes live by itself."
     )
 
     def updated(self, asked: Iterable[tuple[str, object]]) -> TaskSettings:

@@ -236,9 +236,10 @@ class Watcher:
         self._state = protocol.caught_up(self._state, view.number, at=view.live_number)
 
     def _report(self) -> Poll:
-        now, metrics = time.monotonic(), None
+        now, metrics, trials = time.monotonic(), None, None
         if now - self._reported_at_s > 1.0:
             self._reported_at_s, metrics = now, self._metrics.report()
+            trials = self._batcher.comparisons.trials
         return Poll(
             self._replica,
             self._state.at,
@@ -247,6 +248,7 @@ class Watcher:
             *self._veto,
             self._heard,
             metrics,
+            trials,
         )
 
     def _hold_left_s(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -35,20 +35,26 @@ class Work:
     """A job with what it saw live when it started, which all its units are answered from.
 
     Args:
-        heads: One for each task, in the order asked.
+        live: One head for each task, in the order asked.
         batch_cost: What fits into one batch, in pictures.
+        heads: Of each task the side that answers.
         units: What was not taken yet.
+        must_repeat: A candidate failed; the job has to be run again without candidates.
+        blamed: The tasks whose candidate failed.
 
     Raises:
         FeaturesOnlyError: the job has features, and a head needs pictures.
     """
 
-    def __init__(self, job: Job, heads: Sequence[LiveHead], *, batch_cost: float) -> None:
+    def __init__(self, job: Job, live: Sequence[LiveHead], *, batch_cost: float) -> None:
+        heads = job.sides(live)
         if job.has_features:
             for head in heads:
                 if head.needs_picture:
                     raise FeaturesOnlyError(head.task)
-        self.job, self.heads = job, heads
+        self.job, self.live, self.heads = job, live, heads
+        self.must_repeat = False
+        self.blamed: list[LiveHead] = []
         self.units = deque(
             _cut(
                 len(job.inputs) if heads else 0,
@@ -74,18 +80,34 @@ class Work:
         for place in unit.inputs:
             mine = list(islice(scores, len(unit.heads)))
             for head, score in zip(unit.heads, mine, strict=True):
-                if isinstance(score, HeadOutputError):
+                if isinstance(score, HeadOutputError) and self._is_candidate(head):
+                    self.repeat([head])
+                elif isinstance(score, HeadOutputError):
                     self.fail(score)
                 else:
                     self._answers[place].append(Answer(self.heads[head], score))
         self._num_unanswered -= 1
-        if not self._num_unanswered:
+        if not self._num_unanswered and not self.must_repeat:
             self.job.answer(self._answers)
+
+    @property
+    def candidates(self) -> list[int]:
+        """Places of the tasks that a candidate answers."""
+        return [place for place in range(len(self.heads)) if self._is_candidate(place)]
+
+    def repeat(self, blamed: Iterable[int]) -> None:
+        """Leave the rest undone: what is live beside the candidates is to answer instead."""
+        self.units.clear()
+        self.must_repeat = self.job.is_stable = True
+        self.blamed.extend(self.live[place] for place in blamed)
 
     def fail(self, error: Exception) -> None:
         """Answer the job with an error, and leave the rest of it undone."""
         self.units.clear()
         self.job.fail(error)
+
+    def _is_candidate(self, place: int) -> bool:
+        return self.heads[place] is not self.live[place]
 
 
 def run_units(engine: Engine, units: Sequence[tuple[Work, Unit]]) -> int:

@@ -7,6 +7,8 @@ whichever replica answers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import ValidationError
@@ -24,12 +26,13 @@ from serve.http.changes import (
 )
 from serve.http.problems import RequestError, problem_of_refusal
 from serve.jobs import UnknownTaskError
-from serve.link import Link
+from serve.link import Link, LinkError
 from serve.messages import Change, Refused, Swapped
-from serve.record import LogView, TaskVersion, Verdict
+from serve.record import LogView, TaskChange, TaskVersion, Verdict
 from serve.replica import Replica
 from serve.task_settings import DEFAULTS, SettingError, asked_settings
 
+PUSH_PARAMETERS = ("canary", "message", "new_labels", "shadow")
 FIELD_NAMES: dict[int | str, str] = {0: "task", 1: "idempotency-key"}  # of what is given by place
 
 
@@ -53,7 +56,11 @@ class Admin:
     async def task(self, request: Request) -> Response:
         """What is live of one task."""
         view = await self._history()
-        return JSONResponse(_described(view, _known(view, request)))
+        described = _described(view, _known(view, request))
+        live = view.tasks[request.path_params["task"]][-1].change
+        if live.candidate is not None:
+            described["rollout"] = await self._rollout(live)
+        return JSONResponse(described)
 
     async def set_task(self, request: Request) -> Response:
         """Change settings of a task everywhere; answers with its description."""
@@ -96,10 +103,12 @@ class Admin:
     async def push(self, request: Request) -> Response:
         """Admit a bundle and make it live everywhere."""
         # What is not understood is refused: the push would be live for more callers than meant.
-        if unknown := sorted(set(request.query_params) - {"message", "new_labels"}):
+        if unknown := sorted(set(request.query_params).difference(PUSH_PARAMETERS)):
             raise RequestError(
-                400, f"Parameter {unknown[0]!r} is unknown; expected message, new_labels."
+                400,
+                f"Parameter {unknown[0]!r} is unknown; expected {', '.join(PUSH_PARAMETERS)}.",
             )
+        share = _candidate_share(request)
         data = await read_body(request, max_bytes=self._replica.settings.max_bundle_bytes)
         if not data:
             raise RequestError(400, "The body is empty; send a bundle as application/zip.")
@@ -122,6 +131,24 @@ class Admin:
                 verdicts=verdicts,
                 signed=signed,
                 allow_new_labels=_flag(request, "new_labels"),
+                share=share,
+            )
+        )
+
+    async def promote(self, request: Request) -> Response:
+        """Make the candidate of a rollout live, or give it another share."""
+        command = await json_object(request, max_bytes=MAX_COMMAND_BYTES)
+        if unknown := sorted(set(command) - {"share", "expected", "message"}):
+            raise RequestError(
+                400, f"Field {unknown[0]!r} is unknown; expected share, expected, message."
+            )
+        return await self._answer(
+            _requested(
+                request,
+                promote=True,
+                share=_share(command.get("share")),
+                expected=_version(command, "expected"),
+                message=command.get("message", ""),
             )
         )
 
@@ -147,6 +174,17 @@ class Admin:
         """Prometheus text of the whole fleet."""
         text = await self._link.metrics()
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def _rollout(self, live: TaskChange) -> dict[str, object]:
+        """What is known of a candidate; without a conductor only what the log says."""
+        candidate = live.candidate
+        assert candidate is not None
+        shown: dict[str, object] = {"mode": live.action, **candidate.model_dump(mode="json")}
+        with contextlib.suppress(LinkError):
+            trial, judgement = await self._link.rollout(live)
+            shown |= {"seen": asdict(trial), "verdict": judgement.verdict}
+            shown |= {"reason": judgement.reason}
+        return shown
 
     async def _answer(self, change: Change) -> Response:
         outcome = await change_by(
@@ -200,6 +238,7 @@ def _shown(view: LogView, version: TaskVersion) -> dict[str, object]:
             "key_id": signed.key_id,
             "signed_at": written(signed.signed_at),
         },
+        "candidate": change.candidate.model_dump(mode="json") if change.candidate else None,
         "record": version.number,
         "written_at": version.written_at,
         "message": version.message,
@@ -260,6 +299,28 @@ def _flag(request: Request, name: str) -> bool:
     if value not in {"true", "false"}:
         raise RequestError(400, f"{name} is {value!r}; expected true or false.")
     return value == "true"
+
+
+def _candidate_share(request: Request) -> float | None:
+    """Of the callers, for a push that starts a rollout; None for one that is live at once."""
+    if _flag(request, "shadow"):
+        if "canary" in request.query_params:
+            raise RequestError(400, "A push is either a canary or a shadow; name one of the two.")
+        return 0.0
+    value = request.query_params.get("canary")
+    if value is None:
+        return None
+    try:
+        return _share(float(value))
+    except ValueError:
+        return _share(value)
+
+
+def _share(value: object) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is None or (is_number and 0 < value < 1):
+        return value
+    raise RequestError(400, f"The share is {value!r:.40}; expected one above 0 and below 1.")
 
 
 def _version(command: dict[str, object], field: str) -> int | None:

@@ -60,7 +60,8 @@ class Predict:
         body = await read_body(request, max_bytes=settings.max_body_bytes)
         deadline_s = time.monotonic() + timeout_s
         pictures = await pictures_in(request, body, max_pictures=settings.max_pictures)
-        answered = asyncio.wrap_future(replica.ask(pictures, tasks, deadline_s))
+        caller = request.headers.get("x-headstock-caller", "")
+        answered = asyncio.wrap_future(replica.ask(pictures, tasks, deadline_s, caller))
         try:
             # A caller that goes away cancels this, and with it the rows that have not started.
             async with asyncio.timeout(deadline_s - time.monotonic()):

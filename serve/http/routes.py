@@ -48,6 +48,7 @@ def http_app(replica: Replica, link: Link) -> Starlette:
             route("GET", "/tasks/{task}/versions", admin.versions),
             route("GET", "/tasks/{task}/card", admin.card),
             route("POST", "/tasks/{task}/versions", admin.push),
+            route("POST", "/tasks/{task}/promote", admin.promote),
             route("POST", "/tasks/{task}/rollback", admin.rollback),
             route("GET", "/keys", keys.keys),
             route("POST", "/keys", keys.trust),

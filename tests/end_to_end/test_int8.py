@@ -270,7 +270,7 @@ def asked(
         HeadLog(str(folder / precision)), engine, adapter_memory_bytes=2**20, picture_s=1e-3
     )
     live = {
-        strategy: loader.live(
+        strategy: loader.load(
             TaskChange(
                 task=strategy, version=1, action="push", bundle=made.bundle.digest,
                 labels=made.data.labels,

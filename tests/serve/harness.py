@@ -26,8 +26,10 @@ from serve.headlog import HeadLog
 from serve.http.routes import http_app
 from serve.link import LinkError
 from serve.messages import AnyChange, Change, Directive, KeyRequest, Outcome, Poll, Swapped
-from serve.record import LogView, Record
+from serve.record import LogView, Record, TaskChange
 from serve.replica import Replica, store_trunk
+from serve.rollout import Judgement, Trial
+from serve.rollout_watch import RolloutWatch
 from serve.settings import ServeSettings
 from serve.signature_gate import check_signature
 from serve.task_settings import asked_settings
@@ -103,7 +105,7 @@ class LocalLink:
             time.sleep(min(CUT_S, max(0.0, timeout_s)))
             raise LinkError("the line is cut")
         self.on_poll(poll)
-        future = self._fleet.ask(lambda conductor: conductor.poll(poll))
+        future = self._fleet.ask(lambda conductor: self._fleet.poll(conductor, poll))
         try:
             directive = future.result(max(0.0, timeout_s))
         except (CancelledError, FutureTimeoutError) as error:
@@ -120,6 +122,12 @@ class LocalLink:
     async def metrics(self) -> bytes:
         """See `Link.metrics`."""
         return await self._await(self._fleet.ask(lambda conductor: conductor.metrics()))
+
+    async def rollout(self, live: TaskChange) -> tuple[Trial, Judgement]:
+        """See `Link.rollout`."""
+        watch = self._fleet.rollouts
+        assert watch is not None
+        return watch.trial(live), watch.judgement(live)
 
     async def _await(self, future: Future[T]) -> T:
         try:
@@ -198,6 +206,7 @@ class LocalFleet:
         self._trunk = trunk
         self._loop: LoopThread | None = None
         self.conductor: Conductor | None = None
+        self.rollouts: RolloutWatch | None = None
 
     def __enter__(self) -> Self:
         self.start_conductor()
@@ -239,12 +248,20 @@ class LocalFleet:
             loop.crash()
 
     async def _new_conductor(self) -> Conductor:
-        return Conductor(
+        conductor = Conductor(
             self.log,
             self,
             hold_s=self.settings.swap_hold_s,
             stage_s=self.settings.swap_stage_s,
         )
+        self.rollouts = RolloutWatch(conductor, webhook_url=self.settings.webhook_url)
+        return conductor
+
+    async def poll(self, conductor: Conductor, poll: Poll) -> Directive:
+        """What the conductor's process does with a poll."""
+        if poll.trials is not None and self.rollouts is not None:
+            self.rollouts.take(poll.replica, poll.trials)
+        return await conductor.poll(poll)
 
     def ask(self, question: Callable[[Conductor], Coroutine[Any, Any, T]]) -> Future[T]:
         """Call the conductor of the moment.
@@ -321,6 +338,10 @@ class LocalFleet:
         assert isinstance(outcome, Swapped), outcome
         assert outcome.change is not None
         return outcome.change.version
+
+    def promote(self, task: str, *, key: str, **fields: Any) -> Outcome:
+        """Promote the candidate and wait for the outcome."""
+        return self.roll_back(task, key=key, promote=True, **fields)
 
     def roll_back(self, task: str, *, key: str, **fields: Any) -> Outcome:
         """Roll back and wait for the outcome."""

@@ -234,12 +234,17 @@ def _span(log: LogView, answer: Answer) -> tuple[float, float]:
 def _wrong(seen: list[Seen], log: LogView, seeds: dict[str, int]) -> list[str]:
     """An answer names a version of the log, with its bundle, and has that bundle's scores."""
     bundles = {
-        (task, v.change.version): v.change.bundle for task, h in log.tasks.items() for v in h
+        (task, v.change.version): {
+            v.change.bundle,
+            *([v.change.candidate.bundle] if v.change.candidate else []),
+        }
+        for task, h in log.tasks.items()
+        for v in h
     }
     problems: list[str] = []
     for s in seen:
         for a in s.answers:
-            if bundles.get((a.live.task, a.live.version)) != a.live.bundle:
+            if a.live.bundle not in bundles.get((a.live.task, a.live.version), ()):
                 problems.append(f"log: {a.live.task} v{a.live.version} is not as in the log")
                 continue
             truth = expected_scores(s.picture, seeds[a.live.bundle], len(a.scores))

@@ -202,9 +202,11 @@ class AnyOrder:
     def start_batch(self) -> None:
         """The worker is free."""
         try:
-            self.running = self.batcher._next_batch()
+            batch = self.batcher._next_batch()
         except IdleError:
             return
+        assert isinstance(batch, list)  # there is no rollout, so nothing is compared
+        self.running = batch
         assert self.is_open
         cost = sum(unit.cost for _, unit in self.running)
         assert cost <= BATCH_COST + 1e-9 or len(self.running) == 1
