@@ -270,6 +270,19 @@ def test_a_restarted_conductor_goes_on_with_what_replicas_saw(
         until(lambda: fleet.rollouts is not None and fleet.rollouts.trial(live).compared == 5)
 
 
+def test_counts_of_an_earlier_rollout_are_not_those_of_this_one(
+    fleet: LocalFleet, heads: Heads
+) -> None:
+    """A replica that saw nothing of this one yet still reports the last that it saw."""
+    fleet.must_push(heads(2), key="shadow", share=0.0)
+    watch, live = fleet.rollouts, fleet.view().tasks["colours"][-1].change
+    assert watch is not None
+    watch.take("one", {"colours": (1, Trial(compared=5))})
+    watch.take("two", {"colours": (2, Trial(compared=7, disagreed=1))})
+
+    assert watch.trial(live) == Trial(compared=7, disagreed=1)
+
+
 def test_the_rollout_is_shown_over_http(fleet: LocalFleet, heads: Heads) -> None:
     """Pushed with a share, seen with its counts, widened and promoted; headers decide the side."""
     client = HttpClient(fleet, "replica-1")
