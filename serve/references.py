@@ -38,9 +38,10 @@ def referenced(records: Iterable[Record], read: Read) -> dict[Digest, str]:
     for record in records:
         for change in record.changes:
             whose = f"version {change.version} of {change.task}"
-            bundles.setdefault(change.bundle, whose)
-            if change.signed is not None:
-                blobs[change.signed.envelope] = f"{SIGNATURE} of {whose}"
+            for side in filter(None, (change, change.candidate)):
+                bundles.setdefault(side.bundle, whose)
+                if side.signed is not None:
+                    blobs[side.signed.envelope] = f"{SIGNATURE} of {whose}"
         if record.trunk is not None:
             trunks[record.trunk.manifest] = "the trunk"
     blobs |= {digest: f"{MANIFEST} of {whose}" for digest, whose in bundles.items()}

@@ -34,17 +34,21 @@ class TaskSettings(BaseModel):
         None, description="Deadline of its requests; null: the service's `request_timeout_s`."
     )
     max_slowdown: Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False)] = Field(
-        1.5, description="How many times as long a candidate may take; at most half of its answers longer."
+        1.5,
+        description="How many times as long a candidate may take; at most half of its answers longer.",
     )
     min_compared: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         100, description="Pictures on which a candidate is compared before any verdict."
     )
-    max_failures: Share = Field(0.01, description="Share of a candidate's rows that may have no scores.")
+    max_failures: Share = Field(
+        0.01, description="Share of a candidate's rows that may have no scores."
+    )
     max_disagreement: Share = Field(
         0.2, description="Share of the pictures to which a candidate may give another label."
     )
     max_less_confident: Share = Field(
-        0.3, description="Share of the pictures on which a candidate's best score may be lower by 0.1 or more."
+        0.3,
+        description="Share of the pictures on which a candidate's best score may be lower by 0.1 or more.",
     )
     promote_good: bool = Field(
         False, description="Whether a candidate that is found good goes live by itself."

@@ -17,7 +17,7 @@ from serve import garbage as collecting
 from serve.garbage import find_garbage, remove
 from serve.headlog import HeadLog, blob_name
 from serve.messages import Refused
-from serve.record import LogView, Record, TaskChange
+from serve.record import Candidate, LogView, Record, TaskChange
 from serve.references import referenced
 from serve.store import StoreError
 from serve.trust import SignedBy
@@ -93,6 +93,31 @@ def test_what_no_record_refers_to_goes_and_all_else_stays(
 
     assert set(removed) == (names_of(make_bundle(seed=3)) | {blob_name(digest_of(b"nobody's"))})
     assert blobs(trunk_log) == kept
+    assert collect(trunk_log) == []
+
+
+def test_a_candidate_stays(trunk_log: HeadLog, make_bundle: Callable[..., Bundle]) -> None:
+    """During a rollout, and after it was undone; its signature too."""
+    push(trunk_log, make_bundle(seed=1), 1)
+    candidate = make_bundle(seed=2)
+    envelope = trunk_log.put_blob(b"its signature")
+    signed = SignedBy(key_id="0" * 64, signed_at=datetime.now(UTC), envelope=envelope)
+    change = TaskChange(
+        task="colours",
+        version=2,
+        action="canary",
+        bundle=make_bundle(seed=1).digest,
+        labels=candidate.manifest.labels,
+        candidate=Candidate(
+            bundle=trunk_log.put_bundle(candidate),
+            labels=candidate.manifest.labels,
+            share=0.1,
+            signed=signed,
+        ),
+    )
+    trunk_log.put_record(_record(trunk_log, changes=(change,)))
+    age(trunk_log)
+
     assert collect(trunk_log) == []
 
 

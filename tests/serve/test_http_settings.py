@@ -169,9 +169,7 @@ def test_a_command_sets_and_others_show_it(fleet: LocalFleet, run: Run) -> None:
     status, history = run("status"), run("history", "colours")
     last = history.out.splitlines()[-2]
 
-    assert done == Done(
-        0, "colours is set on every replica: weight=2 pinned=true\n", ""
-    )
+    assert done == Done(0, "colours is set on every replica: weight=2 pinned=true\n", "")
     assert live_settings(fleet) == {TaskSettings(pinned=True, deadline_s=0.25)}
     assert "=" not in before.out
     assert status.out.splitlines()[-1] == "colours: pinned=true deadline_s=0.25"

@@ -19,7 +19,7 @@ from export.bundle import ADAPTER, MANIFEST, TAIL, Bundle
 from serve import gates
 from serve.jobs import DeadlineError, Job
 from serve.messages import Refused
-from tests.serve.harness import HttpClient, LocalFleet
+from tests.serve.harness import HttpClient, LocalFleet, until
 from tests.serve.specialised import Specialised, SpecialisedTrunk, some_pictures
 
 PICTURES = some_pictures(3, seed=3)
