@@ -26,7 +26,7 @@ EDGE = {
     "disagrees on 20 %, the limit": {"disagreed": 0.2},
     "1 % failures, the limit": {"failed": 0.01},
 }
-GOOD = {"disagrees on 2 %": {}, "disagrees on 10 %": {"disagreed": 0.1}}
+GOOD = {"disagrees on 2 %": {"disagreed": 0.02}, "disagrees on 10 %": {"disagreed": 0.1}}
 MOST = 5000
 
 

@@ -35,7 +35,7 @@ class TaskSettings(BaseModel):
     )
     max_slowdown: Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False)] = Field(
         1.5,
-        description="How many times as long a candidate may take; at most half of its answers longer.",
+        description="How many times as long a candidate may take for half of its answers.",
     )
     min_compared: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         100, description="Pictures on which a candidate is compared before any verdict."
@@ -48,7 +48,7 @@ class TaskSettings(BaseModel):
     )
     max_less_confident: Share = Field(
         0.3,
-        description="Share of the pictures on which a candidate's best score may be lower by 0.1 or more.",
+        description="Share of the pictures on which a candidate's best score may be far lower.",
     )
     promote_good: bool = Field(
         False, description="Whether a candidate that is found good goes live by itself."
