@@ -71,19 +71,20 @@ class Tally:
     misjudged: list[str] = field(default_factory=list)
     loaded: list[str] = field(default_factory=list)
 
-    def add(self, kind: Kind, fate: Fate) -> None:
-        """Count one."""
+    def add(self, kind: Kind, fate: Fate) -> bool:
+        """Count one; False if it was no forgery."""
         if fate.gate == "same" and kind.may_be_harmless:
             self.harmless[kind.name] += 1
-            return
+            return False
         if fate.gate in {"", "same"}:
             self.admitted.append(kind.name)
-            return
+            return True
         self.refused[kind.name] += 1
         if fate.gate not in kind.gates or not re.search(kind.reason, fate.reason):
             self.misjudged.append(f"{kind.name}: {fate.gate}: {fate.reason}")
         if fate.num_loads and not kind.is_loaded:
             self.loaded.append(kind.name)
+        return True
 
 
 class NoConductor:
@@ -181,17 +182,16 @@ def main() -> None:
             [linear_bundle(engine, TASK, chance) for _ in range(NUM_STOCK)],
         )
         tally = forge(court, num_forged, np.random.default_rng(1))
-        admitted, verify_ms, size_bytes = _push_good(court, engine, num_good)
+        admitted, verify_ms, cpu_ms, size_bytes = _push_good(court, engine, num_good)
         court.close()
     for problem in (*tally.admitted, *tally.misjudged, *tally.loaded):
         note(problem[:300])
-    forged = num_forged - tally.harmless.total()
     note(f"{len(KINDS)} kinds; harmless: {dict(tally.harmless)}")
     finish(
         "forged_bundles",
         [
-            _exact("forged bundles refused", tally.refused.total() / forged, "", ">= 1"),
-            _exact("forged bundles", forged, "", ""),
+            _exact("forged bundles refused", tally.refused.total() / num_forged, "", ">= 1"),
+            _exact("forged bundles", num_forged, "", ""),
             _exact(
                 "refused at another gate, or for another reason", len(tally.misjudged), "", "<= 0"
             ),
@@ -202,6 +202,7 @@ def main() -> None:
             _exact("size of a head", size_bytes / 1000, "kB", ""),
             quantile_of("verification p50", verify_ms, 0.5, unit="ms", aim="<= 5"),
             quantile_of("verification p99", verify_ms, 0.99, unit="ms", aim="<= 5"),
+            quantile_of("verification p99 on the processor", cpu_ms, 0.99, unit="ms"),
         ],
         chosen,
     )
@@ -210,29 +211,42 @@ def main() -> None:
 def forge(
     court: Court, number: int, chance: np.random.Generator, kinds: Sequence[Kind] = KINDS
 ) -> Tally:
-    """Bring so many forgeries before the court, of all kinds in turn."""
+    """Bring so many forgeries before the court, of all kinds in turn.
+
+    A flip that left the bundle as it was is none of them, and is tried again.
+    """
     tally = Tally()
     for place in range(number):
         kind = kinds[place % len(kinds)]
-        tally.add(kind, court.judge(kind.make(chance, court.stock)))
+        while not tally.add(kind, court.judge(kind.make(chance, court.stock))):
+            pass
         if place % 1000 == 999:
             note(f"{place + 1} of {number} forgeries")
     return tally
 
 
-def _push_good(court: Court, engine: Engine, number: int) -> tuple[int, list[float], int]:
-    """How many good bundles are admitted, and what reading and verifying each takes."""
+def _push_good(
+    court: Court, engine: Engine, number: int
+) -> tuple[int, list[float], list[float], int]:
+    """How many good bundles are admitted; and what unzipping, digests and signature take of each.
+
+    Returns:
+        Their number, milliseconds that passed, milliseconds of this thread on a processor, and the
+        size of a head in bytes.
+    """
     admitted, size_bytes = 0, 0
     verify_ms: list[float] = []
+    cpu_ms: list[float] = []
     chance = np.random.default_rng(2)
     keys = court.replica.history().signing_keys
     for place in range(number):
         task = TASK if place % 2 else f"task{place}"
         bundle = linear_bundle(engine, task, chance)
         data = court.stock.signed(bundle, task=task).to_zip()
-        began_s = time.perf_counter()
+        began_s, began_cpu_s = time.perf_counter(), time.thread_time()
         check_signature(Bundle.of_zip(data), task, keys, court.stock.now)
         verify_ms.append(1000 * (time.perf_counter() - began_s))
+        cpu_ms.append(1000 * (time.thread_time() - began_cpu_s))
         fate = court.judge(data, task)
         admitted += not fate.gate
         size_bytes = len(bundle.files[HEAD])
@@ -240,7 +254,7 @@ def _push_good(court: Court, engine: Engine, number: int) -> tuple[int, list[flo
             note(f"refused: {fate.gate}: {fate.reason}")
         if place % 100 == 99:
             note(f"{place + 1} of {number} good bundles")
-    return admitted, verify_ms, size_bytes
+    return admitted, verify_ms, cpu_ms, size_bytes
 
 
 _KEYS = ("trusted", "expired", "revoked", "unknown", "elsewhere")

@@ -444,6 +444,10 @@ def _unzip(archive: zipfile.ZipFile) -> dict[str, bytes]:
         left_bytes -= len(data)
         if left_bytes < 0:
             raise BundleError(f"The bundle is larger than {MAX_BUNDLE_BYTES} bytes.")
+        if len(data) != info.file_size:
+            raise BundleError(
+                f"{info.filename} has {len(data)} bytes, and the zip claims {info.file_size}."
+            )
         files[info.filename] = data
     return files
 

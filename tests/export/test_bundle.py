@@ -426,6 +426,19 @@ def test_a_zip_compressed_in_another_way_is_refused(method: int) -> None:
         Bundle.of_zip(buffer.getvalue())
 
 
+def test_a_zip_that_claims_more_bytes_than_a_member_has_is_refused() -> None:
+    """It was made to mislead somebody, if not this reader."""
+    data = bytearray(pack().to_zip())
+    entry = data.index(b"PK\x01\x02")
+    data[entry + 24 : entry + 28] = (10**9).to_bytes(4, "little")
+    size = len(pack().manifest_bytes)
+
+    with pytest.raises(
+        BundleError, match=f"manifest.json has {size} bytes, and the zip claims 1000000000"
+    ):
+        Bundle.of_zip(bytes(data))
+
+
 def test_a_stored_zip_is_read() -> None:
     """Compression is optional."""
     buffer = io.BytesIO()
