@@ -65,7 +65,10 @@ def test_a_variable_that_resembles_nothing_lists_what_is_known(clean: pytest.Mon
         load_settings(store="/s")
 
 
-@pytest.mark.parametrize("variable", ["HEADSTOCK_SERVER", "HEADSTOCK_TOKEN", "HEADSTOCK_SHARED"])
+@pytest.mark.parametrize(
+    "variable",
+    ["HEADSTOCK_SERVER", "HEADSTOCK_TOKEN", "HEADSTOCK_SHARED", "HEADSTOCK_KEY_PASSPHRASE"],
+)
 def test_the_variables_of_clients_and_tests_are_none_of_ours(
     clean: pytest.MonkeyPatch, variable: str
 ) -> None:
