@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from unittest.mock import patch
+from unittest.mock import create_autospec, patch
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -33,8 +33,8 @@ from serve import gates
 from serve.engine import Engine
 from serve.headlog import HeadLog
 from serve.heads import Head
-from serve.link import LinkError
-from serve.messages import Change, Directive, Outcome, Poll, Refused
+from serve.link import Link, LinkError
+from serve.messages import Change, Refused
 from serve.onnx_session import Device
 from serve.proposal import propose
 from serve.record import LogView, Record, TaskChange, fold
@@ -87,22 +87,6 @@ class Tally:
         return True
 
 
-class NoConductor:
-    """See `serve.link.Link`; the replica here only judges."""
-
-    def poll(self, poll: Poll, timeout_s: float) -> Directive:
-        """See `Link.poll`."""
-        raise LinkError(f"{poll.replica} waits {timeout_s} s for nobody")
-
-    async def change(self, change: object) -> Outcome:
-        """See `Link.change`."""
-        raise LinkError(str(change))
-
-    async def metrics(self) -> bytes:
-        """See `Link.metrics`."""
-        raise LinkError("no conductor")
-
-
 class Court:
     """A replica and a log before which pushes are brought, as the service does it.
 
@@ -118,7 +102,9 @@ class Court:
         live = self.stock.signed(bundles[-1], signed_at=self.stock.last_signed_at)
         self._begin(log, trunk, live)
         settings = ServeSettings.model_validate({"store": str(folder)})
-        self.replica = Replica("judge", log, NoConductor(), settings)
+        link = create_autospec(Link, instance=True)
+        link.poll.side_effect = LinkError("there is no conductor: this replica only judges")
+        self.replica = Replica("judge", log, link, settings)
 
     def close(self) -> None:
         """End the replica's threads."""
