@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from http import HTTPStatus
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -19,20 +20,21 @@ async def run_open_load(
 
     A latency counts from when the request was due, so a sender that is late hides nothing.
     """
-    parts, request = urlsplit(url), request_of(url, body)
-    load, idle = Load(seconds), list[_Connection]()
+    request = request_of(url, body)
+    load, idle = Load(seconds), list[Connection]()
     began_s = time.monotonic() + warm_up_s
 
     async def send(due_s: float) -> None:
-        connection = idle.pop() if idle else _Connection(parts.hostname, parts.port)
-        is_answered = await connection.post(request)
+        connection = idle.pop() if idle else Connection(url)
+        status, _ = await connection.post(request)
+        is_answered = status == HTTPStatus.OK
         idle.append(connection)
         if due_s >= began_s and is_answered:
             load.latencies_s.append(time.monotonic() - due_s)
         load.num_failed += not is_answered
 
     async with asyncio.TaskGroup() as sending:
-        for due_s in _poisson_times(rate, warm_up_s + seconds, seed) + began_s - warm_up_s:
+        for due_s in poisson_times(rate, warm_up_s + seconds, seed) + began_s - warm_up_s:
             await asyncio.sleep(max(0.0, due_s - time.monotonic()))
             sending.create_task(send(due_s))
     for connection in idle:
@@ -40,15 +42,16 @@ async def run_open_load(
     return load
 
 
-class _Connection:
+class Connection:
     """One keep-alive connection."""
 
-    def __init__(self, host: str | None, port: int | None) -> None:
-        self._host, self._port = host, port
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._host, self._port = parts.hostname, parts.port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def post(self, request: bytes) -> bool:
-        """Whether the answer's status is 200."""
+    async def post(self, request: bytes) -> tuple[int, bytes]:
+        """Status and body of the answer."""
         is_used = self._streams is not None
         if self._streams is None:
             self._streams = await asyncio.open_connection(self._host, self._port)
@@ -71,15 +74,15 @@ class _Connection:
             self._streams = None
 
 
-async def _read_answer(reader: asyncio.StreamReader) -> bool:
+async def _read_answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     head = await reader.readuntil(END_OF_HEAD)
     length = CONTENT_LENGTH.search(head)
     assert length is not None, "an answer without content-length"
-    await reader.readexactly(int(length[1]))
-    return head.split(b" ", 2)[1] == b"200"
+    body = await reader.readexactly(int(length[1]))
+    return int(head.split(b" ", 2)[1]), body
 
 
-def _poisson_times(rate: float, seconds: float, seed: int) -> NDArray[np.float64]:
+def poisson_times(rate: float, seconds: float, seed: int) -> NDArray[np.float64]:
     """Arrivals in [0, seconds), rising."""
     chance = np.random.default_rng(seed)
     return np.sort(chance.uniform(0, seconds, chance.poisson(rate * seconds)))
