@@ -28,6 +28,7 @@ HEAD = "head.onnx"
 TAIL = "tail.onnx"
 ADAPTER = "adapter.safetensors"
 GOLDEN = "golden.safetensors"
+HELDOUT = "heldout.safetensors"
 CARD = "card.md"
 SIGNATURE = "signature.json"  # of the manifest, so not listed in it; sign.py says what it holds
 TRUNK_MANIFEST = "trunk.json"
@@ -49,6 +50,8 @@ MAX_MANIFEST_BYTES = 8 * 2**20  # 20,000 labels in every split take about 4 MB
 MAX_SIGNATURE_BYTES = 16 * 2**10
 MAX_ZIP_MEMBERS = 64
 MAX_ADAPTER_WIDTH = 64
+MAX_HELDOUT_BYTES = 32 * 2**20
+MAX_HELDOUT_PICTURES = 500
 
 # What each kind of bundle holds beside its manifest.
 FILES = {
@@ -56,6 +59,7 @@ FILES = {
     "adapter": frozenset({HEAD, ADAPTER, GOLDEN, CARD}),
     "tail": frozenset({TAIL, GOLDEN, CARD}),
 }
+MAY_HOLD = frozenset({HELDOUT})
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -155,7 +159,7 @@ class Manifest(_Record):
             raise ValueError("labels are not unique")
         if (self.kind == "adapter") != (self.adapter is not None):
             raise ValueError(f"kind is {self.kind} and adapter is {self.adapter}")
-        if set(self.files) != FILES[self.kind]:
+        if set(self.files) - MAY_HOLD != FILES[self.kind]:
             raise ValueError(
                 f"files are {sorted(self.files)} in a bundle of kind {self.kind}, "
                 f"expected {sorted(FILES[self.kind])}"

@@ -17,6 +17,7 @@ from export.bundle import (
     CARD,
     GOLDEN,
     HEAD,
+    HELDOUT,
     TRUNK_ADAPTED,
     AdapterEntry,
     Bundle,
@@ -68,6 +69,7 @@ def bundle_head(
     link: Literal["softmax", "sigmoid", "none"] = "softmax",
     temperature: float = 1.0,
     notes: Sequence[str] = (),
+    heldout: bytes | None = None,
 ) -> Bundle:
     """Export a head, prove that its graph computes the same, and bundle it.
 
@@ -80,6 +82,7 @@ def bundle_head(
         adapter: What changes the features that the head reads; then `adapted_graph` is needed, the
             bytes of the trunk's `trunk_adapted.onnx`.
         notes: What else a reader of the card should know.
+        heldout: The held-out sample for a task that has none; see `export.heldout.heldout_of`.
 
     Raises:
         ExportError: the head does not fit the trunk or the labels, or there are no pictures.
@@ -97,7 +100,7 @@ def bundle_head(
     return pack(
         files, golden, logits, task=task, labels=labels, trunk=trunk, data=data, metrics=metrics,
         provenance=provenance, adapter=adapter.entry if adapter else None, link=link,
-        temperature=temperature, notes=notes,
+        temperature=temperature, notes=notes, heldout=heldout,
     )  # fmt: skip
 
 
@@ -117,6 +120,7 @@ def pack(
     link: Literal["softmax", "sigmoid", "none"] = "softmax",
     temperature: float = 1.0,
     notes: Sequence[str] = (),
+    heldout: bytes | None = None,
 ) -> Bundle:
     """Add golden samples and the card to what answers, and name all of it in a manifest.
 
@@ -134,8 +138,11 @@ def pack(
         metrics=metrics, provenance=provenance, kind=kind, adapter=adapter,
         model_bytes=sum(len(content) for content in files.values()), notes=notes,
     )  # fmt: skip
+    samples = {GOLDEN: save({"pictures": golden, "logits": logits})}
+    if heldout is not None:
+        samples[HELDOUT] = heldout
     return Bundle.pack(
-        {**files, GOLDEN: save({"pictures": golden, "logits": logits}), CARD: card.encode()},
+        {**files, **samples, CARD: card.encode()},
         task=task, kind=kind, adapter=adapter, labels=tuple(labels), link=link,
         temperature=temperature, trunk=trunk.digest, num_features=trunk.num_features,
         preprocessing=trunk.preprocessing, data=data.model_dump(), provenance=provenance,

@@ -17,6 +17,7 @@ from export.bundle import (
 )
 from export.errors import ExportError
 from export.head import bundle_head
+from export.heldout import heldout_of
 from export.provenance import provenance_of
 from export.tail import bundle_tail
 from export.trunk import TrunkReport, export_trunk
@@ -148,6 +149,7 @@ def make_head(
         "metrics": trained.metrics,
         "provenance": provenance_of(command=command, seed=seed),
         "notes": trained.notes,
+        "heldout": heldout_of(data.test, manifest.preprocessing, seed=seed),
     }
     bundle = _bundle(trained, about, adapted_graph=files.get(TRUNK_ADAPTED))
     return MadeHead(data, trained, bundle)

@@ -50,6 +50,7 @@ def bundle_tail(
     link: Literal["softmax", "sigmoid", "none"] = "softmax",
     temperature: float = 1.0,
     notes: Sequence[str] = (),
+    heldout: bytes | None = None,
 ) -> Bundle:
     """Export a tail, prove that its graph computes the same, and bundle it.
 
@@ -73,7 +74,7 @@ def bundle_tail(
     return pack(
         {TAIL: graph}, golden, logits, kind="tail", task=task, labels=labels, trunk=trunk,
         data=data, metrics=metrics, provenance=provenance, link=link, temperature=temperature,
-        notes=notes,
+        notes=notes, heldout=heldout,
     )  # fmt: skip
 
 
