@@ -20,8 +20,8 @@ from starlette.routing import Route
 
 from models.pictures import load_picture
 from serve.batcher import Answer
+from serve.contender import load_head
 from serve.engine import LiveHead, Row
-from serve.gates import load_head
 from serve.headlog import HeadLog
 from serve.http.predict import result_of
 from serve.record import LogView
@@ -35,7 +35,9 @@ def main(store: str, task: str) -> None:
     assert view.trunk is not None
     engine = load_engine(log, view.trunk, precision="fp32")
     change = view.tasks[task][-1].change
-    head = LiveHead(task, change.version, change.bundle, load_head(log.get_bundle(change.bundle)))
+    assert change.bundle is not None
+    bundle = log.get_served(change.bundle)
+    head = LiveHead(task, change.version, bundle.digest, load_head(bundle))
     headers = {"x-headstock-version": str(head.version), "x-headstock-bundle": head.bundle}
 
     async def predict(request: Request) -> JSONResponse:

@@ -29,7 +29,7 @@ from benchmarks.random_trunk import linear_bundle, write_trunk
 from benchmarks.report import Figure, arguments, finish, note, quantile_of
 from export.bundle import HEAD, Bundle, BundleError, read_trunk_folder
 from export.sign import key_id_of
-from serve import gates
+from serve import contender
 from serve.engine import Engine
 from serve.headlog import HeadLog
 from serve.heads import Head
@@ -268,13 +268,13 @@ def _record(view: LogView, **fields: object) -> Record:
 def _counting_loads() -> Iterator[list[str]]:
     """Notes each head that is loaded meanwhile: there is one way to do it."""
     loads: list[str] = []
-    load_head = gates.load_head
+    load_head = contender.load_head
 
     def spy(bundle: Bundle, device: Device = "cpu") -> Head:
         loads.append(bundle.digest)
         return load_head(bundle, device)
 
-    with patch.object(gates, "load_head", spy):
+    with patch.object(contender, "load_head", spy):
         yield loads
 
 

@@ -24,7 +24,7 @@ from serve.jobs import (
     OverloadedError,
     StoppingError,
     UndecidedError,
-    UnknownTaskError,
+    no_head_of,
 )
 from serve.metrics import Metrics
 from serve.residency import AdaptersTooLargeError, AllResident, Residency
@@ -90,6 +90,7 @@ class Batcher:
 
         Raises:
             UnknownTaskError: no such task is live, nor about to be.
+            RetiredTaskError: it was, and is retired.
             OverloadedError: the queue is full.
             UndecidedError: see there.
             StoppingError: see there.
@@ -195,10 +196,9 @@ class Batcher:
 
     def _refuse_unknown(self, job: Job) -> None:
         # A held task may be about to get its first head: its rows wait for the outcome instead.
-        heads = self._snapshot.heads
         for task in job.tasks or ():
-            if task not in heads and task not in self._held:
-                raise UnknownTaskError(task, heads)
+            if task not in self._snapshot.heads and task not in self._held:
+                raise no_head_of(task, self._snapshot)
 
     def _refuse_too_many(self) -> None:
         if len(self._waiting) < self._max_queued:
@@ -348,8 +348,8 @@ class Batcher:
         try:
             live = [heads[task] for task in (heads if job.tasks is None else job.tasks)]
             work = Work(job, live, batch_cost=self._batch_cost)
-        except KeyError as error:  # it waited for a first head that did not come
-            job.fail(UnknownTaskError(error.args[0], heads))
+        except KeyError as error:  # it waited for a head that did not come
+            job.fail(no_head_of(error.args[0], self._snapshot))
         except FeaturesOnlyError as error:
             job.fail(error)
         else:

@@ -27,6 +27,7 @@ from serve.console import (
     DEFAULT_SERVER,
     AsJson,
     Server,
+    gates_table,
     notes,
     out,
     print_json,
@@ -144,25 +145,53 @@ def push(
     shadow: Annotated[
         bool, typer.Option("--shadow", help="Let it answer nobody, and only be compared.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only ask the gates; nothing is stored.")
+    ] = False,
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:
     """Make a bundle live on every replica; returns when it is."""
     signer = cli_keys.read_private_key(key) if key else None
-    with Client(server) as client, notes.status("pushing"):
-        pushed = client.push(
-            bundle,
-            task=task,
-            message=message,
-            new_labels=new_labels,
-            canary=parse_share(canary),
-            shadow=shadow,
-            sign_with=signer,
-        )
+    try:
+        with Client(server) as client, notes.status("asking" if dry_run else "pushing"):
+            pushed = client.push(
+                bundle,
+                task=task,
+                message=message,
+                new_labels=new_labels,
+                canary=parse_share(canary),
+                shadow=shadow,
+                dry_run=dry_run,
+                sign_with=signer,
+            )
+    except ClientError as error:
+        if dry_run and error.gates:
+            _show_gates({"dry_run": True, "gates": error.gates}, as_json=as_json)
+        raise
+    if dry_run:
+        _show_gates(pushed, as_json=as_json)
+        return
     what = "live"
     if shadow or canary:
         what = "live beside its shadow" if shadow else f"live, with a canary for {canary}"
     show_swap(what, pushed, as_json=as_json)
+
+
+@app.command(epilog="Example: headstock retire pets --message 'replaced by animals'")
+def retire(
+    task: Annotated[str, typer.Argument(help="Task.")],
+    expected: Annotated[
+        int | None, typer.Option(min=1, help="Refuse unless this version is live.")
+    ] = None,
+    message: Annotated[str, typer.Option(help="Why; shown by history.")] = "",
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Let a task answer nothing any more; a push or a rollback brings it back."""
+    with Client(server) as client:
+        retired = client.retire(task, expected=expected, message=message)
+    show_swap("retired", retired, as_json=as_json)
 
 
 @app.command(epilog="Example: headstock status")
@@ -280,6 +309,19 @@ def _show_failure(path: Path, error: ClientError, *, as_json: bool) -> None:
         notes.print(f"{path}: {error}", style="red", markup=False, soft_wrap=True)
 
 
+def _show_gates(asked: dict[str, Any], *, as_json: bool) -> None:
+    """What each gate says, and what a push would make."""
+    if as_json:
+        print_json(asked)
+        return
+    out.print(gates_table(asked["gates"]))
+    if would := asked.get("would_make"):
+        out.print(
+            f"{asked['task']} would be at version {would['version']} ({short(would['bundle'])}); "
+            "nothing was stored"
+        )
+
+
 def _not_default(settings: dict[str, Any]) -> dict[str, Any]:
     defaults = DEFAULTS.model_dump()
     return {name: value for name, value in settings.items() if value != defaults.get(name)}
@@ -299,7 +341,8 @@ def _print_versions(versions: list[dict[str, Any]], *, first: str) -> None:
     table = Table(*(columns if first == "task" else columns[1:]))
     for version in versions:
         cells = [version["task"], *_cells(version)]
-        table.add_row(*(cells if first == "task" else cells[1:]))
+        is_gone = first == "task" and version["action"] == "retire"
+        table.add_row(*(cells if first == "task" else cells[1:]), style="dim" if is_gone else None)
     out.print(table)
 
 
@@ -307,6 +350,8 @@ def _cells(version: dict[str, Any]) -> list[str]:
     when, message = version["written_at"][:19].replace("T", " "), version["message"]
     if version["action"] == "settings":
         return ["", f"set {settings_text(version['changed'])}", "", "", "", when, message]
+    if version["action"] == "heldout":
+        return ["", f"held-out sample {short(version['heldout'])}", "", "", "", when, message]
     labels = version["labels"]
     more = f" +{len(labels) - 4}" if len(labels) > 4 else ""  # noqa: PLR2004
     action = version["action"]
@@ -315,7 +360,7 @@ def _cells(version: dict[str, Any]) -> list[str]:
     return [
         str(version["version"]),
         action,
-        short(version["bundle"]),
+        short(version["bundle"] or ""),
         ", ".join(labels[:4]) + more,
         signer_text(version["signed_by"]),
         when,

@@ -1,15 +1,25 @@
-"""The commands about one task's settings: `headstock task …`."""
+"""The commands about how the service treats one task: `headstock task …`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from serve.client import Client
-from serve.console import DEFAULT_SERVER, AsJson, Server, notes, out, print_json, settings_text
+from serve.console import (
+    DEFAULT_SERVER,
+    AsJson,
+    Server,
+    notes,
+    out,
+    print_json,
+    settings_text,
+    short,
+)
 from serve.task_settings import SettingError, TaskSettings
 
 EXAMPLE = "Example: headstock task set pets weight=2 pinned=true"
@@ -23,12 +33,6 @@ task_app = typer.Typer(
 def add_to(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     app.add_typer(task_app, name="task")
-
-
-# With a callback typer keeps the name of the only command: `task set`, not `task`.
-@task_app.callback()
-def _task() -> None:
-    pass
 
 
 @task_app.command("set", epilog=EXAMPLE)
@@ -56,6 +60,26 @@ def set_task(
         return
     now = {name: described["settings"][name] for name in values}
     out.print(f"{task} is set on every replica: {settings_text(now)}")
+
+
+@task_app.command("heldout", epilog="Example: headstock task heldout pets ./pets-bundle")
+def set_heldout(
+    task: Annotated[str, typer.Argument(help="Task.")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="BUNDLE|FILE", help="A bundle with a sample, or the sample's file."),
+    ],
+    message: Annotated[str, typer.Option(help="Why; shown by history.")] = "",
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Replace the held-out pictures that pushes to a task are compared on."""
+    with Client(server) as client, notes.status("setting"):
+        told = client.set_heldout(task, source, message=message)
+    if as_json:
+        print_json(told)
+        return
+    out.print(f"{task} is compared on the sample {short(told['heldout'])} from now on")
 
 
 def parse_settings(assignments: Sequence[str]) -> dict[str, object]:

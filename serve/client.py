@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from export.bundle import MANIFEST, Bundle
+from export.bundle import HELDOUT, MANIFEST, Bundle, BundleError
 from export.sign import sign
 
 TRIES = 3
@@ -94,6 +94,7 @@ class Client:
         new_labels: bool = False,
         canary: float | None = None,
         shadow: bool = False,
+        dry_run: bool = False,
         key: str | None = None,
         sign_with: Ed25519PrivateKey | None = None,
     ) -> dict[str, Any]:
@@ -104,6 +105,7 @@ class Client:
             new_labels: Declare that the labels are not those that are live.
             canary: Share of the callers, above 0 and below 1, that it answers for now.
             shadow: Let it answer nobody for now, and only be compared.
+            dry_run: Only ask the gates, and say what a push would make.
             key: Makes repeated pushes one change; a new one for each call if it is not given.
             sign_with: Signs the bundle for this task as of now; `export.keys` reads one. If it is
                 not given the bundle goes as it is.
@@ -122,6 +124,8 @@ class Client:
             params["canary"] = str(canary)
         if shadow:
             params["shadow"] = "true"
+        if dry_run:
+            params["dry_run"] = "true"
         return self._send(
             "POST",
             f"/tasks/{task}/versions",
@@ -179,6 +183,25 @@ class Client:
             "POST",
             f"/tasks/{task}/rollback",
             json=command,
+            headers={"idempotency-key": uuid.uuid4().hex},
+        )
+
+    def retire(
+        self, task: str, *, expected: int | None = None, message: str = ""
+    ) -> dict[str, Any]:
+        """Let a task answer nothing any more; a push or a rollback makes it answer again.
+
+        Args:
+            expected: Refuse unless this version is live.
+
+        Raises:
+            ClientError: the service said no.
+        """
+        parameters = {"message": message, **({"expected": expected} if expected else {})}
+        return self._send(
+            "DELETE",
+            f"/tasks/{task}",
+            params=parameters,
             headers={"idempotency-key": uuid.uuid4().hex},
         )
 
@@ -263,6 +286,46 @@ class Client:
         """
         return self._send("GET", "/keys")
 
+    def set_heldout(
+        self, task: str, source: Path, *, message: str = "", key: str | None = None
+    ) -> dict[str, Any]:
+        """Replace a task's held-out sample; returns what is live of the task.
+
+        Args:
+            source: `heldout.safetensors`, or a bundle that holds one and has the task's labels.
+            key: Makes repeated calls one change; a new one for each call if it is not given.
+
+        Raises:
+            ClientError: the service said no.
+            BundleError: the bundle has no sample, or other labels than the task.
+            FileNotFoundError: there is nothing.
+        """
+        parameters: dict[str, str | int] = {"message": message}
+        if source.suffix == ".safetensors":
+            data = source.read_bytes()
+        else:
+            bundle, live = read_bundle(source), self._send("GET", f"/tasks/{task}")
+            data = bundle.files.get(HELDOUT, b"")
+            if not data:
+                raise BundleError(f"The bundle {source} has no {HELDOUT}.")
+            if list(bundle.manifest.labels) != live["labels"]:
+                raise BundleError(
+                    f"The bundle {source} has the labels {', '.join(bundle.manifest.labels)}; task "
+                    f"{task} has {', '.join(live['labels'])}."
+                )
+            # Other labels may go live before the sample does.
+            parameters["expected"] = live["version"]
+        return self._send(
+            "PUT",
+            f"/tasks/{task}/heldout",
+            params=parameters,
+            content=data,
+            headers={
+                "content-type": "application/octet-stream",
+                "idempotency-key": key or uuid.uuid4().hex,
+            },
+        )
+
     def tasks(self) -> dict[str, Any]:
         """What is live.
 
@@ -280,13 +343,14 @@ class Client:
         return self._send("GET", f"/tasks/{task}/versions")["versions"]
 
     def history(self, task: str) -> list[dict[str, Any]]:
-        """Every version of a task and every change of its settings, oldest first.
+        """Every version of a task and every change of its settings and sample, oldest first.
 
         Raises:
             ClientError: the service said no.
         """
         told = self._send("GET", f"/tasks/{task}/versions")
-        return sorted([*told["versions"], *told["settings"]], key=lambda entry: entry["record"])
+        entries = [*told["versions"], *told["settings"], *told["heldout"]]
+        return sorted(entries, key=lambda entry: entry["record"])
 
     def _send(self, method: str, path: str, **content: Any) -> Any:
         for attempt in range(1, TRIES + 1):

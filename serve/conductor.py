@@ -154,7 +154,8 @@ class Conductor:
     async def metrics(self, *more: Report) -> bytes:
         """Prometheus text of the whole fleet, and of what stands beside it."""
         await self._look_for_dead()
-        versions = {task: history[-1].change.version for task, history in self._view.tasks.items()}
+        live = {task: self._view.live(task) for task in self._view.tasks}
+        versions = {task: version.change.version for task, version in live.items() if version}
         reports = [self._gone_metrics, *self._metrics.values(), *more]
         return fleet_text(reports, versions, len(self._state.members))
 
@@ -173,6 +174,7 @@ class Conductor:
                     changes=proposed.changes,
                     settings=proposed.settings,
                     signing_keys=proposed.signing_keys,
+                    heldout=proposed.heldout,
                     idempotency_key=change.key,
                     message=change.message,
                     verdicts=proposed.verdicts,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from serve.trust import SHORT_ID
 
@@ -38,6 +40,20 @@ def signer_text(signed_by: Mapping[str, str] | None) -> str:
     return f"{signed_by['name']} ({signed_by['key_id'][:SHORT_ID]})" if signed_by else ""
 
 
+def short(digest: str) -> str:
+    """The first letters of a digest, enough for people."""
+    return digest.removeprefix("sha256:")[:12]
+
+
+def gates_table(gates: Sequence[Mapping[str, Any]]) -> Table:
+    """What each gate said."""
+    table = Table("gate", "says", "why")
+    for gate in gates:
+        says = "skipped" if gate.get("skipped") else "yes" if gate["passed"] else "no"
+        table.add_row(gate["gate"], says, escape(gate["reason"]))
+    return table
+
+
 def _value_text(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else json.dumps(value)
 
@@ -47,14 +63,9 @@ def show_swap(what: str, swapped: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(swapped)
         return
-    swap = swapped["swap"]
+    swap, bundle = swapped["swap"], swapped["bundle"]
     out.print(
         f"{swapped['task']} version {swapped['version']} is {what} on {swap['replicas']} replicas: "
-        f"staged in {swap['stage_ms']:.0f} ms, held for {swap['hold_ms']:.0f} ms "
-        f"({short(swapped['bundle'])})"
+        f"staged in {swap['stage_ms']:.0f} ms, held for {swap['hold_ms']:.0f} ms"
+        + (f" ({short(bundle)})" if bundle else "")
     )
-
-
-def short(digest: str) -> str:
-    """The beginning of a digest, enough to tell bundles apart."""
-    return digest.removeprefix("sha256:")[:12]

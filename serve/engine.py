@@ -62,17 +62,28 @@ class LiveHead:
 
 
 @dataclass(frozen=True)
+class Retired:
+    """A task that answers nothing any more, since this version and that time (UTC, ISO 8601)."""
+
+    task: str
+    version: int
+    since: str
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """What is live at one moment, never changed: a swap makes the next one.
 
     Args:
         number: The log record that made it so.
         settings: Of the tasks for which something was set; see `settings_of`.
+        retired: The tasks that had a head and have none now.
     """
 
     number: int = 0
     heads: Mapping[str, LiveHead] = field(default_factory=dict)
     settings: Mapping[str, TaskSettings] = field(default_factory=dict)
+    retired: Mapping[str, Retired] = field(default_factory=dict)
 
     def settings_of(self, task: str) -> TaskSettings:
         """The task's settings; the defaults if nothing was set."""
@@ -81,16 +92,25 @@ class Snapshot:
     def with_heads(
         self,
         number: int,
-        heads: Sequence[LiveHead],
+        heads: Sequence[LiveHead | Retired],
         settings: Mapping[str, TaskSettings] | None = None,
     ) -> Snapshot:
         """The snapshot after record `number` has made these heads and settings live.
 
         Args:
+            heads: What changed, the tasks that were retired among them.
             settings: Of all tasks that have any; None leaves them as they are.
         """
-        live = {**self.heads, **{head.task: head for head in heads}}
-        return Snapshot(number, live, self.settings if settings is None else settings)
+        live, retired = dict(self.heads), dict(self.retired)
+        for head in heads:
+            if isinstance(head, Retired):
+                live.pop(head.task, None)
+                retired[head.task] = head
+            else:
+                live[head.task] = head
+                retired.pop(head.task, None)
+        settings = self.settings if settings is None else settings
+        return Snapshot(number, live, settings, retired)
 
 
 class Row(NamedTuple):

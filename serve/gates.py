@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,10 @@ from safetensors.numpy import load
 
 from export.bundle import ADAPTER, GOLDEN, Bundle
 from serve.adapted import AdapterError, family_of
+from serve.contender import Contender, read_adapter
 from serve.engine import Engine
 from serve.graph_gate import GateError, check_graph
 from serve.heads import Head, HeadOutputError, graph_file, score
-from serve.onnx_session import Device
 from serve.record import Verdict
 
 MAX_GOLDEN_PICTURES = 64
@@ -43,10 +43,21 @@ def admit(bundle: Bundle, engine: Engine, *, max_head_bytes: int) -> tuple[Verdi
     }
     if bundle.manifest.adapter is None:
         del checks["adapter"]
+    return run_gates(checks)
+
+
+class GateSkippedError(Exception):
+    """A gate has nothing to look at, and says why."""
+
+
+def run_gates(checks: Mapping[str, Callable[[], str]]) -> tuple[Verdict, ...]:
+    """Verdicts in order, up to the first that refuses."""
     verdicts: list[Verdict] = []
     for gate, check in checks.items():
         try:
             verdicts.append(Verdict(gate=gate, passed=True, reason=check()))
+        except GateSkippedError as skip:
+            verdicts.append(Verdict(gate=gate, passed=True, skipped=True, reason=str(skip)))
         except GateError as error:
             verdicts.append(Verdict(gate=gate, passed=False, reason=str(error)))
             break
@@ -100,19 +111,6 @@ def check_adapter(bundle: Bundle, engine: Engine) -> str:
     return f"{entry.kind} at {len(weights) // 2} layers, {num_bytes} bytes"
 
 
-def read_adapter(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
-    """The weights of a bundle's adapter, by site and part.
-
-    Raises:
-        GateError: the file is none.
-    """
-    try:
-        return load(bundle.files[ADAPTER])
-    # safetensors raises an error class of its own that is no public name.
-    except Exception as error:
-        raise GateError(f"{ADAPTER} cannot be read: {error}.") from error
-
-
 def check_golden(bundle: Bundle, engine: Engine) -> str:
     """The recorded logits come out of the served trunk and this head again.
 
@@ -122,11 +120,11 @@ def check_golden(bundle: Bundle, engine: Engine) -> str:
     pictures, expected = _golden(bundle, engine)
     scale = max(1.0, float(np.abs(expected).max()))
     tolerance = engine.manifest.golden_tolerance[engine.precision] * scale
-    head = load_head(bundle, engine.device)
+    contender = Contender(bundle, engine)
+    head = contender.head
     starts = range(0, len(pictures), GOLDEN_BATCH)
-    features = np.concatenate(
-        [_inputs(bundle, engine, pictures[start : start + GOLDEN_BATCH]) for start in starts]
-    )
+    batches = [pictures[start : start + GOLDEN_BATCH] for start in starts]
+    features = np.concatenate([contender.head_inputs(contender.start(batch)) for batch in batches])
     difference = _difference(head, features, expected)
     if not difference <= tolerance:
         raise GateError(
@@ -147,18 +145,6 @@ def check_golden(bundle: Bundle, engine: Engine) -> str:
         f"{len(pictures)} samples reproduce within {difference:.1e} (tolerance {tolerance:.1e}); "
         f"runs {how}"
     )
-
-
-def _inputs(bundle: Bundle, engine: Engine, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What the bundle's graph takes of pictures: features, changed by its adapter, or maps."""
-    entry = bundle.manifest.adapter
-    if bundle.manifest.kind == "tail":
-        return engine.prefix(pictures)
-    if entry is None:
-        return engine.features(pictures)
-    graph = engine.families[family_of(entry)]
-    slot = graph.slot_of(entry, read_adapter(bundle), entry.width)
-    return graph.features_with(slot, engine.prefix(pictures))
 
 
 def _cost(row_s: float, num_bytes: int) -> str:
@@ -183,18 +169,6 @@ def _difference(head: Head, features: NDArray[np.float32], expected: NDArray[np.
         if isinstance(scores, HeadOutputError):
             raise GateError(f"The graph gives no scores: {scores}")
     return float(np.abs(logits[: len(expected)] - expected).max())
-
-
-def load_head(bundle: Bundle, device: Device = "cpu") -> Head:
-    """Make the head's session; a tail's on the device.
-
-    Raises:
-        GateError: ONNX Runtime cannot load it.
-    """
-    try:
-        return Head.of_bundle(bundle, device)
-    except Exception as error:
-        raise GateError(f"{graph_file(bundle.manifest)} cannot be loaded: {error}") from error
 
 
 def _golden(bundle: Bundle, engine: Engine) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:

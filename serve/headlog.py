@@ -17,8 +17,7 @@ from pydantic import ValidationError
 from export.bundle import (
     CARD,
     GOLDEN,
-    MANIFEST,
-    SIGNATURE,
+    HELDOUT,
     Bundle,
     BundleError,
     Digest,
@@ -104,7 +103,9 @@ class HeadLog:
         return self.put_blob(bundle.manifest_bytes)
 
     def get_bundle(self, digest: Digest, *, signature: Digest | None = None) -> Bundle:
-        """Read a bundle back, every byte checked.
+        """Read a bundle back, every byte checked, but for its held-out sample.
+
+        That is the task's affair, megabytes, and read where a push is compared.
 
         Args:
             signature: Of the blob that holds the signature which it is to carry.
@@ -112,14 +113,7 @@ class HeadLog:
         Raises:
             StoreError: a blob is missing, unreadable or damaged, or it is no bundle.
         """
-        manifest_bytes = self.get_blob(digest)
-        try:
-            blobs = self._get_files(read_manifest(manifest_bytes).files)
-            if signature is not None:
-                blobs[SIGNATURE] = self.get_blob(signature)
-            return Bundle.of_files({MANIFEST: manifest_bytes, **blobs})
-        except BundleError as error:
-            raise StoreError(f"Blob {digest} in {self.url} is no bundle: {error}") from error
+        return self._get(digest, frozenset({HELDOUT}), signature)
 
     def get_served(self, digest: Digest) -> Bundle:
         """Read back what answers are made of, every byte of it checked.
@@ -130,15 +124,21 @@ class HeadLog:
         Raises:
             StoreError: a blob is missing, unreadable or damaged, or it is no bundle.
         """
+        return self._get(digest, frozenset({GOLDEN, CARD, HELDOUT}))
+
+    def _get(
+        self, digest: Digest, without: frozenset[str], signature: Digest | None = None
+    ) -> Bundle:
         manifest_bytes = self.get_blob(digest)
         try:
             manifest = read_manifest(manifest_bytes)
-            served = {n: e for n, e in manifest.files.items() if n not in {GOLDEN, CARD}}
+            served = {n: e for n, e in manifest.files.items() if n not in without}
             blobs = self._get_files(served)
             check_files(blobs, served)
+            envelope = None if signature is None else self.get_blob(signature)
         except BundleError as error:
             raise StoreError(f"Blob {digest} in {self.url} is no bundle: {error}") from error
-        return Bundle(manifest, manifest_bytes, blobs)
+        return Bundle(manifest, manifest_bytes, blobs, envelope)
 
     def put_record(self, record: Record, *, timeout_s: float = 10.0) -> Record:
         """Write a record if its number is free, and say what stands there now.

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.engine import LiveHead
+from serve.engine import LiveHead, Snapshot
 from serve.settings import REQUEST_TIMEOUT_S
 
 Inputs = Sequence[NDArray[np.uint8]] | Sequence[NDArray[np.float32]]
@@ -25,6 +25,21 @@ class UnknownTaskError(Exception):
         closest = get_close_matches(task, list(known), n=3)
         hint = f" The closest names are: {', '.join(closest)}." if closest else ""
         super().__init__(f"There is no task {task!r}.{hint} GET /tasks lists what is live.")
+
+
+class RetiredTaskError(Exception):
+    """A request asks for a task that was retired.
+
+    Args:
+        since: UTC, ISO 8601.
+    """
+
+    def __init__(self, task: str, version: int, since: str) -> None:
+        when = since[:19].replace("T", " ")
+        super().__init__(
+            f"Task {task!r} was retired by its version {version}, on {when} UTC. "
+            "A push or a rollback makes it answer again."
+        )
 
 
 class FeaturesOnlyError(Exception):
@@ -134,3 +149,10 @@ class Job:
     def fail_late(self) -> None:
         """Its time is over."""
         self.fail(DeadlineError(self.deadline_s - self.queued_at))
+
+
+def no_head_of(task: str, snapshot: Snapshot) -> UnknownTaskError | RetiredTaskError:
+    """Why a task has no head in a snapshot."""
+    if retired := snapshot.retired.get(task):
+        return RetiredTaskError(task, retired.version, retired.since)
+    return UnknownTaskError(task, snapshot.heads)

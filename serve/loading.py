@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle import Bundle, Digest
-from serve import gates
 from serve.bank import IDENTITY, Bank
-from serve.engine import Engine, LiveHead
+from serve.contender import load_head, read_adapter
+from serve.engine import Engine, LiveHead, Retired, Snapshot
 from serve.headlog import HeadLog
 from serve.heads import Head
 from serve.paging import AdapterMemory
@@ -49,6 +49,19 @@ class HeadLoader:
         self._adapter_costs: dict[Bank, float] = {}
         self._kept: OrderedDict[tuple[str, Digest], LiveHead] = OrderedDict()
 
+    def snapshot(self, view: LogView) -> Snapshot:
+        """All that the log says, loaded.
+
+        Raises:
+            StoreError: a bundle cannot be read.
+        """
+        retired = {
+            task: Retired(task, history[-1].change.version, history[-1].written_at)
+            for task, history in view.tasks.items()
+            if view.live(task) is None
+        }
+        return Snapshot(view.live_number, self.load_all(view), view.settings, retired)
+
     def load_all(self, view: LogView) -> dict[str, LiveHead]:
         """Every head that is live, by task, with progress in the log.
 
@@ -57,7 +70,7 @@ class HeadLoader:
         """
         # Pinned tasks come first, so that memory is theirs.
         tasks = sorted(view.tasks, key=lambda task: not _is_pinned(view, task))
-        changes = [view.tasks[task][-1].change for task in tasks]
+        changes = [live.change for live in map(view.live, tasks) if live]
         heads: dict[str, LiveHead] = {}
         with ThreadPoolExecutor(max(LOAD_THREADS, self._log.store.num_readers)) as pool:
             for head in pool.map(self.load, changes):
@@ -75,6 +88,7 @@ class HeadLoader:
         Raises:
             StoreError: a bundle cannot be read.
         """
+        assert change.bundle is not None
         live = self._side(change, change.bundle, checked)
         if change.candidate is None:
             return live
@@ -98,11 +112,11 @@ class HeadLoader:
         return self._live(change, digest, checked)
 
     def _live(self, change: TaskChange, digest: Digest, bundle: Bundle) -> LiveHead:
-        head, entry = gates.load_head(bundle, self._engine.device), bundle.manifest.adapter
+        head, entry = load_head(bundle, self._engine.device), bundle.manifest.adapter
         adapter = None
         cost = self._tail_cost(head) if head.takes == "prefix" else 0.0
         if entry is not None:
-            adapter = self.adapters.add(change.task, entry, gates.read_adapter(bundle))
+            adapter = self.adapters.add(change.task, entry, read_adapter(bundle))
             cost = self._adapter_cost(adapter.bank)
         return LiveHead(change.task, change.version, digest, head, cost, adapter)
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from export.bundle import Digest, Sha256, TaskName
+from serve.grounds import Grounds
 from serve.metrics import Report
 from serve.protocol import NO_ACK, Ack, Phase, ReplicaId
 from serve.record import Record, TaskChange, Text, Verdict
@@ -68,8 +69,13 @@ class Change:
     """What a pusher asks for, checked when it is made.
 
     Args:
-        bundle: Digest of a bundle that is in the store and passed the gates; None for a rollback,
-            or where settings are asked.
+        bundle: Digest of a bundle that is in the store and passed the gates; None for everything
+            but a push.
+        retires: Whether the task is to answer nothing any more.
+        heldout: Digest of a held-out sample for these labels: what the bundle of a push brings, or
+            without a bundle what the task's is to be.
+        grounds: What the gates compared a push with; if that is no longer so, it is refused as
+            "stale".
         to: The version to roll back to; None: the bundle that was live before.
         expected: Refuse unless this is the live version.
         settings: What to set, as `asked_settings` has checked it; nothing else changes then.
@@ -97,6 +103,9 @@ class Change:
     signed: SignedBy | None = None
     share: Annotated[float, Field(ge=0, lt=1)] | None = None
     promote: bool = False
+    retires: bool = False
+    heldout: Digest | None = None
+    grounds: Grounds | None = None
 
 
 @checked_dataclass(frozen=True)
@@ -137,7 +146,8 @@ class Refused:
     """A change that was not made.
 
     Args:
-        kind: "conflict" (409), "gate" (422), "unknown" (404) or "unavailable" (503).
+        kind: "conflict" (409), "gate" (422), "unknown" (404) or "unavailable" (503); "stale" (409)
+            if something else went live since the gates compared, so that they have to compare anew.
     """
 
     kind: str

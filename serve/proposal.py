@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from export.bundle import Digest
+from serve.grounds import grounds_of
 from serve.messages import AnyChange, Change, KeyRequest, Refused, Swapped
 from serve.record import (
     Candidate,
+    HeldoutChange,
+    HeldoutVersion,
     KeyVersion,
     LogView,
+    Made,
     Record,
     SettingsChange,
     SettingsVersion,
@@ -33,6 +37,7 @@ class Proposal:
     settings: tuple[SettingsChange, ...] = ()
     signing_keys: tuple[KeyChange, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
+    heldout: tuple[HeldoutChange, ...] = ()
 
 
 def propose(view: LogView, change: AnyChange, now: datetime) -> Proposal | Refused | Swapped:
@@ -47,44 +52,55 @@ def propose(view: LogView, change: AnyChange, now: datetime) -> Proposal | Refus
         return _repeat(made, change)
     if isinstance(change, KeyRequest):
         return _revoke(view, change) if change.trust is None else _trust(view, change.trust)
-    live = view.live(change.task)
-    if change.expected is not None and change.expected != (live.change.version if live else 0):
-        standing = f"version {live.change.version}" if live else "no version"
+    last = view.last(change.task)
+    if change.expected is not None and change.expected != (last.change.version if last else 0):
+        standing = f"version {last.change.version}" if last else "no version"
         return Refused(
             "conflict", f"Task {change.task} is at {standing}; expected version {change.expected}."
         )
     if change.settings:
         return _set(view, change)
     if change.promote:
-        return _promote(view, change)
-    if change.bundle is None:
-        return _roll_back(view, change)
-    return _push(view, change, change.bundle, now)
+        return _promote(last, change)
+    if change.retires:
+        return _retire(last, change)
+    if change.bundle is not None:
+        return _push(view, change, change.bundle, now)
+    if change.heldout is not None:
+        return _set_heldout(last, change)
+    return _roll_back(view, change)
 
 
 def _push(view: LogView, change: Change, bundle: Digest, now: datetime) -> Proposal | Refused:
-    live = view.live(change.task)
-    if live and live.change.candidate:
+    last, grounds = view.last(change.task), grounds_of(view, change.task, change.labels)
+    if last and last.change.candidate:
         return Refused(
             "conflict",
-            f"A rollout is under way in version {live.change.version} of task {change.task}; "
+            f"A rollout is under way in version {last.change.version} of task {change.task}; "
             "promote it or roll it back first.",
         )
-    if live and live.change.labels != change.labels and not change.allow_new_labels:
-        return Refused("gate", new_labels_reason(live.change.labels, change.labels))
+    if change.grounds is not None and change.grounds != grounds:
+        return Refused(
+            "stale",
+            f"Task {change.task} changed while the gates compared this push with what was live. "
+            "Push again.",
+        )
+    if last and last.change.labels != change.labels and not change.allow_new_labels:
+        return Refused("gate", new_labels_reason(last.change.labels, change.labels))
     if refused := _signature_refusal(view, change, now):
         return refused
+    heldout = _samples(change) if grounds.takes_heldout else ()
     if change.share is not None:
-        return _begin_rollout(live, bundle, change)
+        return _begin_rollout(view.live(change.task), bundle, change, heldout)
     push = TaskChange(
         task=change.task,
-        version=live.change.version + 1 if live else 1,
+        version=last.change.version + 1 if last else 1,
         action="push",
         bundle=bundle,
         labels=change.labels,
         signed=change.signed,
     )
-    return Proposal(changes=(push,), verdicts=change.verdicts)
+    return Proposal(changes=(push,), heldout=heldout, verdicts=change.verdicts)
 
 
 def overtaken(change: AnyChange, foreign: Iterable[Record]) -> Refused | None:
@@ -102,10 +118,9 @@ def overtaken(change: AnyChange, foreign: Iterable[Record]) -> Refused | None:
     for record in foreign:
         if record.idempotency_key == change.key:
             return None
-        for other in (*record.changes, *record.settings):
+        for other in (*record.changes, *record.settings, *record.heldout):
             if other.task == change.task:
-                is_version = isinstance(other, TaskChange)
-                did = f"made version {other.version}" if is_version else "changed the settings"
+                did = _touched(other)
                 why = f" ({record.message})" if record.message else ""
                 return Refused(
                     "conflict",
@@ -178,6 +193,24 @@ def _revoke(view: LogView, request: KeyRequest) -> Proposal | Refused | Swapped:
     return Proposal(signing_keys=(known.model_copy(update={"is_revoked": True}),))
 
 
+def _samples(change: Change) -> tuple[HeldoutChange, ...]:
+    if change.heldout is None:
+        return ()
+    return (HeldoutChange(task=change.task, labels=change.labels, heldout=change.heldout),)
+
+
+def _set_heldout(last: TaskVersion | None, change: Change) -> Proposal | Refused:
+    if last is None:
+        return _never_pushed(change)
+    if last.change.labels != change.labels:
+        return Refused(
+            "conflict",
+            f"The labels of task {change.task} changed while its held-out sample was checked. "
+            "Send it again.",
+        )
+    return Proposal(heldout=_samples(change))
+
+
 def _set(view: LogView, change: Change) -> Proposal | Refused:
     if change.task not in view.tasks:
         return _never_pushed(change)
@@ -185,7 +218,12 @@ def _set(view: LogView, change: Change) -> Proposal | Refused:
     return Proposal(settings=(SettingsChange(task=change.task, settings=settings),))
 
 
-def _begin_rollout(live: TaskVersion | None, bundle: Digest, change: Change) -> Proposal | Refused:
+def _begin_rollout(
+    live: TaskVersion | None,
+    bundle: Digest,
+    change: Change,
+    heldout: tuple[HeldoutChange, ...],
+) -> Proposal | Refused:
     assert change.share is not None
     if live is None:
         return Refused(
@@ -198,7 +236,7 @@ def _begin_rollout(live: TaskVersion | None, bundle: Digest, change: Change) -> 
         bundle=bundle, labels=change.labels, share=change.share, signed=change.signed
     )
     begun = _with_candidate(live.change, candidate)
-    return Proposal(changes=(begun,), verdicts=change.verdicts)
+    return Proposal(changes=(begun,), heldout=heldout, verdicts=change.verdicts)
 
 
 def _with_candidate(live: TaskChange, candidate: Candidate) -> TaskChange:
@@ -213,8 +251,7 @@ def _with_candidate(live: TaskChange, candidate: Candidate) -> TaskChange:
     )
 
 
-def _promote(view: LogView, change: Change) -> Proposal | Refused:
-    live = view.live(change.task)
+def _promote(live: TaskVersion | None, change: Change) -> Proposal | Refused:
     if live is None:
         return _never_pushed(change)
     candidate = live.change.candidate
@@ -238,6 +275,21 @@ def _never_pushed(change: Change) -> Refused:
     return Refused("unknown", f"Task {change.task!r} was never pushed.")
 
 
+def _retire(last: TaskVersion | None, change: Change) -> Proposal | Refused:
+    if last is None:
+        return _never_pushed(change)
+    if last.change.bundle is None:
+        since = f"since version {last.change.version}"
+        return Refused("conflict", f"Task {change.task} is retired already, {since}.")
+    retirement = TaskChange(
+        task=change.task,
+        version=last.change.version + 1,
+        action="retire",
+        labels=last.change.labels,
+    )
+    return Proposal(changes=(retirement,))
+
+
 def _roll_back(view: LogView, change: Change) -> Proposal | Refused:
     history = view.tasks.get(change.task)
     if not history:
@@ -245,7 +297,7 @@ def _roll_back(view: LogView, change: Change) -> Proposal | Refused:
     live = history[-1].change
     target = _target(history, change.to)
     if target is None:
-        known = ", ".join(str(v.change.version) for v in history[-10:])
+        known = ", ".join(str(v.change.version) for v in history[-10:] if v.change.bundle)
         asked = f"version {change.to}" if change.to else "earlier bundle"
         return Refused(
             "conflict",
@@ -265,18 +317,17 @@ def _roll_back(view: LogView, change: Change) -> Proposal | Refused:
 
 def _target(history: tuple[TaskVersion, ...], to: int | None) -> TaskVersion | None:
     """The version asked for, else the last before a rollout, or whose bundle is another."""
+    bundles = [version for version in history if version.change.bundle]
     if to is not None:
-        return next((v for v in history if v.change.version == to), None)
+        return next((v for v in bundles if v.change.version == to), None)
     live = history[-1].change
-    alone = (v for v in reversed(history) if not v.change.candidate)
+    alone = (v for v in reversed(bundles) if not v.change.candidate)
     if live.candidate:  # back to before the rollout, which has the same bundle
         return next(alone)
     return next((v for v in alone if v.change.bundle != live.bundle), None)
 
 
-def _repeat(
-    made: TaskVersion | SettingsVersion | KeyVersion, change: AnyChange
-) -> Swapped | Refused:
+def _repeat(made: Made, change: AnyChange) -> Swapped | Refused:
     """The same key gives the same answer, unless it is used for something else."""
     if _made_by_the_same(made, change):
         version = made.change if isinstance(made, TaskVersion) else None
@@ -288,15 +339,21 @@ def _repeat(
     )
 
 
-def _did(made: TaskVersion | SettingsVersion | KeyVersion) -> str:
-    if isinstance(made, TaskVersion):
-        return f"made version {made.change.version} of task {made.change.task}"
-    if isinstance(made, SettingsVersion):
-        return f"changed the settings of task {made.change.task}"
-    return f"changed the trust in key {made.change.name}"
+def _touched(change: TaskChange | SettingsChange | HeldoutChange) -> str:
+    if isinstance(change, TaskChange):
+        return f"made version {change.version}"
+    if isinstance(change, SettingsChange):
+        return "changed the settings"
+    return "set the held-out sample"
 
 
-def _made_by_the_same(made: TaskVersion | SettingsVersion | KeyVersion, change: AnyChange) -> bool:
+def _did(made: Made) -> str:
+    if isinstance(made, KeyVersion):
+        return f"changed the trust in key {made.change.name}"
+    return f"{_touched(made.change)} of task {made.change.task}"
+
+
+def _made_by_the_same(made: Made, change: AnyChange) -> bool:
     if isinstance(made, KeyVersion) or isinstance(change, KeyRequest):
         if not (isinstance(made, KeyVersion) and isinstance(change, KeyRequest)):
             return False
@@ -304,16 +361,23 @@ def _made_by_the_same(made: TaskVersion | SettingsVersion | KeyVersion, change: 
         return is_same and made.change.key_id == change.key_id
     if made.change.task != change.task:
         return False
+    if isinstance(made, HeldoutVersion):
+        return change.bundle is None and made.change.heldout == change.heldout
     if isinstance(made, SettingsVersion):
         settings = made.change.settings
         return bool(change.settings) and settings.updated(change.settings) == settings
-    if change.settings:
-        return False
-    did, candidate = made.change, made.change.candidate
+    return not change.settings and _made_version(made.change, change)
+
+
+def _made_version(did: TaskChange, change: Change) -> bool:
+    candidate = did.candidate
     if (candidate.share if candidate else None) != change.share:
         return False
     if change.promote:
         return did.action == "promote" or candidate is not None
     if change.bundle:
         return change.bundle == (candidate.bundle if candidate else did.bundle)
-    return did.action == "rollback" and change.to in {None, did.rolled_back_to}
+    if change.retires:
+        return did.action == "retire"
+    is_rollback = did.action == "rollback" and not change.heldout
+    return is_rollback and change.to in {None, did.rolled_back_to}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from export.bundle import Digest, TaskName, digest_of
 from serve.task_settings import TaskSettings
@@ -44,6 +44,7 @@ class Verdict(_Entry):
     gate: Text
     passed: bool
     reason: Text
+    skipped: bool = Field(False, description="it did not look, and so did not refuse")
 
 
 class Candidate(_Entry):
@@ -58,12 +59,16 @@ class Candidate(_Entry):
 
 
 class TaskChange(_Entry):
-    """A task's next version; a rollback has the signature of the version that it goes back to."""
+    """A task's next version.
+
+    One that retires the task has no bundle, and the labels it had; a rollback has the signature of
+    the version that it goes back to.
+    """
 
     task: TaskName
     version: Annotated[int, Field(ge=1)]
-    action: Literal["push", "rollback", "canary", "shadow", "promote"]
-    bundle: Digest
+    action: Literal["push", "rollback", "canary", "shadow", "promote", "retire"]
+    bundle: Digest | None = None
     labels: tuple[Text, ...]
     rolled_back_to: int | None = None
     signed: SignedBy | None = None
@@ -74,12 +79,26 @@ class TaskChange(_Entry):
         side = self.candidate if self.candidate and self.candidate.bundle == bundle else self
         return side.signed
 
+    @model_validator(mode="after")
+    def _has_a_bundle_unless_it_retires(self) -> TaskChange:
+        if (self.action == "retire") != (self.bundle is None):
+            raise ValueError(f"action is {self.action} and bundle is {self.bundle}")
+        return self
+
 
 class SettingsChange(_Entry):
     """A task's settings from here on; what it does not name has its default."""
 
     task: TaskName
     settings: TaskSettings
+
+
+class HeldoutChange(_Entry):
+    """The held-out sample that heads with these labels are compared on from here on."""
+
+    task: TaskName
+    labels: tuple[Text, ...]
+    heldout: Digest = Field(description="digest of the blob that holds heldout.safetensors")
 
 
 class TrunkChange(_Entry):
@@ -101,6 +120,7 @@ class Record(_Entry):
     changes: tuple[TaskChange, ...] = ()
     settings: tuple[SettingsChange, ...] = ()
     signing_keys: tuple[KeyChange, ...] = ()
+    heldout: tuple[HeldoutChange, ...] = ()
     trunk: TrunkChange | None = None
     idempotency_key: Text = ""
     message: Text = ""
@@ -155,6 +175,20 @@ class KeyVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldoutVersion:
+    """A held-out sample that a task had, and the record that made it so."""
+
+    change: HeldoutChange
+    number: int
+    written_at: str
+    message: str
+    idempotency_key: str
+
+
+Made = TaskVersion | SettingsVersion | KeyVersion | HeldoutVersion
+
+
+@dataclass(frozen=True, slots=True)
 class LogView:
     """Everything that the log says up to record `number`.
 
@@ -162,9 +196,10 @@ class LogView:
         number: The last record folded, 0 for an empty log.
         tip: Digest of that record.
         live_number: The last record that is a commit, 0 if there is none.
-        tasks: Versions of each task, oldest first; the last is live.
+        tasks: Versions of each task, oldest first; the last is live, unless it retires the task.
         set_tasks: Settings of each task for which something was set, oldest first.
         key_history: What was said of each signing key, by its id, oldest first.
+        heldouts: Held-out samples of each task that ever had one, oldest first.
         keys: Number of the commit that each idempotency key made.
     """
 
@@ -175,11 +210,17 @@ class LogView:
     tasks: Mapping[str, tuple[TaskVersion, ...]] = field(default_factory=dict)
     set_tasks: Mapping[str, tuple[SettingsVersion, ...]] = field(default_factory=dict)
     key_history: Mapping[str, tuple[KeyVersion, ...]] = field(default_factory=dict)
+    heldouts: Mapping[str, tuple[HeldoutVersion, ...]] = field(default_factory=dict)
     keys: Mapping[str, int] = field(default_factory=dict)
 
-    def live(self, task: str) -> TaskVersion | None:
-        """The live version of a task, or None if it was never pushed."""
+    def last(self, task: str) -> TaskVersion | None:
+        """The version that a task is at, or None if it was never pushed."""
         return self.tasks[task][-1] if task in self.tasks else None
+
+    def live(self, task: str) -> TaskVersion | None:
+        """The version that answers, or None if the task was never pushed or is retired."""
+        last = self.last(task)
+        return None if last is None or last.change.bundle is None else last
 
     @property
     def settings(self) -> dict[str, TaskSettings]:
@@ -191,10 +232,20 @@ class LogView:
         """Every signing key that was ever trusted, by its id, as it is trusted now."""
         return {key_id: history[-1].change for key_id, history in self.key_history.items()}
 
-    def made_by(self, key: str) -> TaskVersion | SettingsVersion | KeyVersion | None:
+    def heldout(self, task: str, labels: tuple[str, ...]) -> HeldoutVersion | None:
+        """The sample for these labels; labels that come back find theirs again."""
+        history = reversed(self.heldouts.get(task, ()))
+        return next((sample for sample in history if sample.change.labels == labels), None)
+
+    def made_by(self, key: str) -> Made | None:
         """What an idempotency key made, or None."""
         number = self.keys.get(key)
-        histories = chain(self.tasks.values(), self.set_tasks.values(), self.key_history.values())
+        histories = chain(
+            self.tasks.values(),
+            self.set_tasks.values(),
+            self.key_history.values(),
+            self.heldouts.values(),
+        )
         versions = chain.from_iterable(histories)
         return next((v for v in versions if v.number == number), None) if number else None
 
@@ -208,6 +259,7 @@ def fold(view: LogView, records: Iterable[Record]) -> LogView:
     number, tip, live_number, trunk = view.number, view.tip, view.live_number, view.trunk
     tasks, set_tasks, keys = dict(view.tasks), dict(view.set_tasks), dict(view.keys)
     key_history = dict(view.key_history)
+    heldouts = dict(view.heldouts)
     for record in records:
         if record.number != number + 1:
             raise HeadLogError(
@@ -229,9 +281,12 @@ def fold(view: LogView, records: Iterable[Record]) -> LogView:
             set_tasks[setting.task] = (*history, _settings_version(record, setting))
         for key in record.signing_keys:
             key_history[key.key_id] = (*key_history.get(key.key_id, ()), _key_version(record, key))
+        for sample in record.heldout:
+            samples = heldouts.get(sample.task, ())
+            heldouts[sample.task] = (*samples, _heldout_version(record, sample))
         if record.idempotency_key:
             keys[record.idempotency_key] = number
-    return LogView(number, tip, live_number, trunk, tasks, set_tasks, key_history, keys)
+    return LogView(number, tip, live_number, trunk, tasks, set_tasks, key_history, heldouts, keys)
 
 
 def _version(record: Record, change: TaskChange) -> TaskVersion:
@@ -253,5 +308,11 @@ def _settings_version(record: Record, change: SettingsChange) -> SettingsVersion
 
 def _key_version(record: Record, change: KeyChange) -> KeyVersion:
     return KeyVersion(
+        change, record.number, record.written_at, record.message, record.idempotency_key
+    )
+
+
+def _heldout_version(record: Record, change: HeldoutChange) -> HeldoutVersion:
+    return HeldoutVersion(
         change, record.number, record.written_at, record.message, record.idempotency_key
     )

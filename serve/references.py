@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from export.bundle import (
+    HELDOUT,
     MANIFEST,
     PRECISION_GRAPHS,
     SIGNATURE,
@@ -39,20 +40,17 @@ def referenced(records: Iterable[Record], read: Read) -> dict[Digest, str]:
         for change in record.changes:
             whose = f"version {change.version} of {change.task}"
             for side in filter(None, (change, change.candidate)):
-                bundles.setdefault(side.bundle, whose)
+                if side.bundle is not None:
+                    bundles.setdefault(side.bundle, whose)
                 if side.signed is not None:
                     blobs[side.signed.envelope] = f"{SIGNATURE} of {whose}"
+        for sample in record.heldout:
+            blobs[sample.heldout] = f"{HELDOUT} of {sample.task}"
         if record.trunk is not None:
             trunks[record.trunk.manifest] = "the trunk"
     blobs |= {digest: f"{MANIFEST} of {whose}" for digest, whose in bundles.items()}
     blobs |= {digest: f"{TRUNK_MANIFEST} of {whose}" for digest, whose in trunks.items()}
-    for (digest, whose), data in zip(bundles.items(), read(list(bundles)), strict=True):
-        if data is not None:
-            blobs |= _described(_parsed(digest, data, _bundle_files), whose)
-    for (digest, whose), data in zip(trunks.items(), read(list(trunks)), strict=True):
-        if data is not None:
-            blobs |= _described(_parsed(digest, data, _trunk_files), whose)
-    return blobs
+    return blobs | _listed(bundles, read, _bundle_files) | _listed(trunks, read, _trunk_files)
 
 
 def stored_files(manifest: TrunkManifest) -> dict[str, FileEntry]:
@@ -67,6 +65,19 @@ def _bundle_files(manifest: bytes) -> Mapping[str, FileEntry]:
 
 def _trunk_files(manifest: bytes) -> Mapping[str, FileEntry]:
     return stored_files(read_trunk_manifest(manifest))
+
+
+def _listed(
+    manifests: Mapping[Digest, str],
+    read: Read,
+    files_of: Callable[[bytes], Mapping[str, FileEntry]],
+) -> dict[Digest, str]:
+    """The files that manifests list."""
+    blobs: dict[Digest, str] = {}
+    for (digest, whose), data in zip(manifests.items(), read(list(manifests)), strict=True):
+        if data is not None:
+            blobs |= _described(_parsed(digest, data, files_of), whose)
+    return blobs
 
 
 def _parsed(

@@ -30,15 +30,17 @@ from serve import gates, signature_gate
 from serve.adapted import AdapterError
 from serve.batcher import Batcher
 from serve.devices import choose_device
-from serve.engine import Engine, LiveHead, Snapshot
+from serve.engine import Engine, LiveHead
+from serve.grounds import Grounds
 from serve.headlog import HeadLog
 from serve.jobs import Answer, Job
 from serve.link import Link
+from serve.live_gates import compare
 from serve.loading import HeadLoader
 from serve.metrics import Metrics
 from serve.onnx_session import Device
 from serve.precision import choose_precision
-from serve.record import LogView, TaskChange, TrunkChange
+from serve.record import LogView, TaskChange, TrunkChange, Verdict
 from serve.references import stored_files
 from serve.settings import ServeSettings
 from serve.sizing import largest_batch
@@ -85,7 +87,7 @@ class Replica:
         )
         self.batcher = Batcher(
             self.engine,
-            Snapshot(view.live_number, self._loader.load_all(view), view.settings),
+            self._loader.snapshot(view),
             self.metrics,
             max_pictures=batch_size,
             max_queued=settings.max_queued,
@@ -94,6 +96,8 @@ class Replica:
         )
         self._loader.adapters.connect(self.batcher.wake, self._is_pinned)
         self.decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        # One push at a time is examined, so that a burst of them leaves the cores to answers.
+        self.examiner = ThreadPoolExecutor(1, thread_name_prefix="gates")
         self._history = view
         self.watcher = Watcher(
             name,
@@ -184,8 +188,8 @@ class Replica:
         except AdapterError as error:  # there is no memory for it here
             raise StageError(str(error)) from error
 
-    def admit(self, bundle: Bundle, task: str) -> tuple[tuple[gates.Verdict, ...], SignedBy | None]:
-        """The verdicts of the gates on a push, as seen from this replica, and who signed it.
+    def admit(self, bundle: Bundle, task: str) -> tuple[tuple[Verdict, ...], SignedBy | None]:
+        """The verdicts of the gates that look at a push alone, and who signed it.
 
         Raises:
             StoreError: the log cannot be read.
@@ -208,8 +212,26 @@ class Replica:
             raise StageError(refused[0].reason)
         return bundle
 
-    def _admit(self, bundle: Bundle) -> tuple[gates.Verdict, ...]:
+    def _admit(self, bundle: Bundle) -> tuple[Verdict, ...]:
         return gates.admit(bundle, self.engine, max_head_bytes=self.settings.max_head_bytes)
+
+    def compare(
+        self, bundle: Bundle, task: str, grounds: Grounds, *, allow_new_labels: bool
+    ) -> tuple[Verdict, ...]:
+        """The verdicts of the gates that compare an admitted bundle with what is live.
+
+        Raises:
+            StoreError: what is live, or the task's held-out sample, cannot be read.
+        """
+        return compare(
+            bundle,
+            self.log.get_served(grounds.live) if grounds.live else None,
+            self.log.get_blob(grounds.heldout) if grounds.heldout else None,
+            grounds,
+            self.engine,
+            task=task,
+            allow_new_labels=allow_new_labels,
+        )
 
     @property
     def is_healthy(self) -> bool:
@@ -223,6 +245,7 @@ class Replica:
         self.batcher.close()
         self._loader.adapters.close()
         self.decoders.shutdown(wait=False)
+        self.examiner.shutdown(wait=False)
 
     def _is_pinned(self, task: str) -> bool:
         return self.batcher.snapshot.settings_of(task).pinned

@@ -33,9 +33,13 @@ class TaskSettings(BaseModel):
     deadline_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = Field(
         None, description="Deadline of its requests; null: the service's `request_timeout_s`."
     )
+    margin: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
+        0.01, description="Accuracy that a push may lose against what is live, chance aside."
+    )
     max_slowdown: Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False)] = Field(
         1.5,
-        description="How many times as long a candidate may take for half of its answers.",
+        description="How many times as long as what is live answers may take: of a push, and of a "
+        "candidate for half of them.",
     )
     min_compared: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         100, description="Pictures on which a candidate is compared before any verdict."

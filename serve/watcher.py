@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 from serve import protocol
 from serve.batcher import Batcher
-from serve.engine import LiveHead
+from serve.engine import LiveHead, Retired
 from serve.headlog import HeadLog
 from serve.link import Link, LinkError
 from serve.messages import Directive, Poll
@@ -62,7 +62,7 @@ class Watcher:
         self._load_checked, self._load = stage, load
         self._hold_s = hold_s
         self._state = ReplicaState(at=view.live_number)
-        self._staged: list[LiveHead] = []
+        self._staged: list[LiveHead | Retired] = []
         self._proposed: Record | None = None  # what was staged for
         self._veto: tuple[int, str] = (0, "")
         self._held_since_s = 0.0
@@ -145,7 +145,9 @@ class Watcher:
             self._catch_up(until=number - 1)
             if self._view.number != number - 1:
                 raise StoreError(f"Record {number - 1} is not in the log yet.")
-            self._staged = [self._load_checked(change) for change in record.changes]
+            self._staged = [
+                _loaded(change, record.written_at, self._load_checked) for change in record.changes
+            ]
             self._proposed = record
         except StageError as error:
             self._veto = (number, str(error))
@@ -223,11 +225,11 @@ class Watcher:
         snapshot = self._batcher.snapshot
         if view.live_number != self._view.live_number:
             changed = [
-                history[-1].change
+                history[-1]
                 for task, history in view.tasks.items()
                 if history != self._view.tasks.get(task)
             ]
-            heads = [self._load(change) for change in changed]
+            heads = [_loaded(last.change, last.written_at, self._load) for last in changed]
             snapshot = snapshot.with_heads(view.live_number, heads, view.settings)
         if snapshot is not self._batcher.snapshot or 0 < self._state.hold <= view.number:
             self._batcher.flip(snapshot)
@@ -264,3 +266,12 @@ class Watcher:
     def _observe_hold(self) -> None:
         if self._state.hold:
             self._metrics.hold_seconds.observe(time.monotonic() - self._held_since_s)
+
+
+def _loaded(
+    change: TaskChange, written_at: str, load: Callable[[TaskChange], LiveHead]
+) -> LiveHead | Retired:
+    """What a change makes of its task."""
+    if change.bundle is None:
+        return Retired(change.task, change.version, written_at)
+    return load(change)

@@ -8,31 +8,47 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from export.bundle import CARD, Bundle, BundleError
+from export.bundle import CARD, HELDOUT, MAX_HELDOUT_BYTES, Bundle, BundleError, Digest, digest_of
+from serve.grounds import grounds_of
+from serve.heldout import read_heldout
 from serve.http.body import json_object, read_body
 from serve.http.changes import (
     MAX_COMMAND_BYTES,
     change_by,
     idempotency_key,
     malformed,
-    written,
 )
 from serve.http.problems import RequestError, problem_of_refusal
-from serve.jobs import UnknownTaskError
+from serve.http.query import check_parameters, flag_in, number_in
+from serve.http.shown import (
+    described,
+    heldouts_shown,
+    settings_shown,
+    shown,
+    swap_shown,
+    would_be,
+)
+from serve.jobs import RetiredTaskError, UnknownTaskError
 from serve.link import Link, LinkError
-from serve.messages import Change, Refused, Swapped
-from serve.record import LogView, TaskChange, TaskVersion, Verdict
+from serve.messages import Change, Outcome, Refused, Swapped
+from serve.proposal import Proposal, propose
+from serve.record import LogView, TaskChange, Verdict
 from serve.replica import Replica
-from serve.task_settings import DEFAULTS, SettingError, asked_settings
+from serve.task_settings import SettingError, asked_settings
 
-PUSH_PARAMETERS = ("canary", "message", "new_labels", "shadow")
+T = TypeVar("T")
+COMPARE_TRIES = 3
+PUSH_PARAMETERS = ("canary", "dry_run", "message", "new_labels", "shadow")
 FIELD_NAMES: dict[int | str, str] = {0: "task", 1: "idempotency-key"}  # of what is given by place
 
 
@@ -49,38 +65,39 @@ class Admin:
             {
                 "trunk": view.trunk.trunk if view.trunk else None,
                 "log_number": view.number,
-                "tasks": [_described(view, task) for task in sorted(view.tasks)],
+                "tasks": [described(view, task) for task in sorted(view.tasks)],
             }
         )
 
     async def task(self, request: Request) -> Response:
         """What is live of one task."""
         view = await self._history()
-        described = _described(view, _known(view, request))
+        description = described(view, _known(view, request))
         live = view.tasks[request.path_params["task"]][-1].change
         if live.candidate is not None:
-            described["rollout"] = await self._rollout(live)
-        return JSONResponse(described)
+            description["rollout"] = await self._rollout(live)
+        return JSONResponse(description)
 
     async def set_task(self, request: Request) -> Response:
         """Change settings of a task everywhere; answers with its description."""
-        if unknown := sorted(set(request.query_params) - {"message"}):
-            raise RequestError(400, f"Parameter {unknown[0]!r} is unknown; expected message.")
+        check_parameters(request, "message")
         try:
             asked = asked_settings(await json_object(request, max_bytes=MAX_COMMAND_BYTES))
         except SettingError as error:
             raise RequestError(400, str(error)) from error
-        task = _known(await self._history(), request)
+        _known(await self._history(), request)
         message = request.query_params.get("message", "")
         change = _requested(request, settings=asked, message=message)
-        outcome = await change_by(
-            self._link, change, limit_s=self._replica.settings.request_timeout_s
-        )
+        return await self._describe(change)
+
+    async def _describe(self, change: Change) -> Response:
+        """Make a change that makes no version; the answer is the task's description after it."""
+        outcome = await self._change(change)
         if isinstance(outcome, Refused):
             return problem_of_refusal(outcome)
         view = await self._history()
         # As of the record that the key made: the same request again gets the same answer.
-        return JSONResponse(_described(view, task, after=view.keys[change.key]))
+        return JSONResponse(described(view, change.task, after=view.keys[change.key]))
 
     async def versions(self, request: Request) -> Response:
         """Every version that the task ever had and every change of its settings, oldest first."""
@@ -88,26 +105,25 @@ class Admin:
         task = _known(view, request)
         return JSONResponse(
             {
-                "versions": [_shown(view, version) for version in view.tasks[task]],
-                "settings": _settings_shown(view, task),
+                "versions": [shown(view, version) for version in view.tasks[task]],
+                "settings": settings_shown(view, task),
+                "heldout": heldouts_shown(view, task),
             }
         )
 
     async def card(self, request: Request) -> Response:
         """The model card of the live bundle."""
         view = await self._history()
-        live = view.tasks[_known(view, request)][-1]
-        bundle = await asyncio.to_thread(self._replica.log.get_bundle, live.change.bundle)
+        last = view.tasks[_known(view, request)][-1]
+        if last.change.bundle is None:
+            raise RetiredTaskError(last.change.task, last.change.version, last.written_at)
+        bundle = await asyncio.to_thread(self._replica.log.get_bundle, last.change.bundle)
         return Response(bundle.files[CARD], media_type="text/markdown")
 
     async def push(self, request: Request) -> Response:
         """Admit a bundle and make it live everywhere."""
         # What is not understood is refused: the push would be live for more callers than meant.
-        if unknown := sorted(set(request.query_params).difference(PUSH_PARAMETERS)):
-            raise RequestError(
-                400,
-                f"Parameter {unknown[0]!r} is unknown; expected {', '.join(PUSH_PARAMETERS)}.",
-            )
+        check_parameters(request, *PUSH_PARAMETERS)
         share = _candidate_share(request)
         data = await read_body(request, max_bytes=self._replica.settings.max_bundle_bytes)
         if not data:
@@ -117,23 +133,68 @@ class Admin:
         except BundleError as error:
             verdict = Verdict(gate="bundle", passed=False, reason=str(error))
             return problem_of_refusal(Refused("gate", str(error), (verdict,)))
-        task = request.path_params["task"]
-        verdicts, signed = await asyncio.to_thread(self._replica.admit, bundle, task)
-        if not verdicts[-1].passed:
-            return problem_of_refusal(Refused("gate", verdicts[-1].reason, verdicts))
-        await asyncio.to_thread(self._replica.log.put_bundle, bundle)
-        return await self._answer(
-            _requested(
-                request,
-                bundle=bundle.digest,
-                labels=bundle.manifest.labels,
-                message=request.query_params.get("message", ""),
-                verdicts=verdicts,
-                signed=signed,
-                allow_new_labels=_flag(request, "new_labels"),
-                share=share,
-            )
+        change = _requested(
+            request,
+            bundle=bundle.digest,
+            labels=bundle.manifest.labels,
+            message=request.query_params.get("message", ""),
+            allow_new_labels=flag_in(request, "new_labels"),
+            heldout=_digest_of(bundle, HELDOUT),
+            share=share,
         )
+        return await self._push(bundle, change, is_dry_run=flag_in(request, "dry_run"))
+
+    async def _push(self, bundle: Bundle, change: Change, *, is_dry_run: bool) -> Response:
+        """Ask the gates, then the conductor; anew if something else went live in between."""
+        admitted, signed = await self._examine(self._replica.admit, bundle, change.task)
+        for _ in range(COMPARE_TRIES):
+            view = await self._history()
+            checked = replace(change, verdicts=admitted, signed=signed)
+            # What its key has made already is not compared with what went live since.
+            if admitted[-1].passed and not view.made_by(change.key):
+                checked = await self._compared(bundle, checked, view)
+            if not checked.verdicts[-1].passed:
+                return problem_of_refusal(
+                    Refused("gate", checked.verdicts[-1].reason, checked.verdicts)
+                )
+            if is_dry_run:
+                return _would_be(propose(view, checked, datetime.now(UTC)), checked)
+            await asyncio.to_thread(self._replica.log.put_bundle, bundle)
+            outcome = await self._change(checked)
+            if not (isinstance(outcome, Refused) and outcome.kind == "stale"):
+                break
+        return _answer(outcome)
+
+    async def _compared(self, bundle: Bundle, change: Change, view: LogView) -> Change:
+        """The change with the verdicts of the gates that compare, and what they went by."""
+        grounds = grounds_of(view, change.task, change.labels)
+        compare = partial(self._replica.compare, allow_new_labels=change.allow_new_labels)
+        verdicts = await self._examine(compare, bundle, change.task, grounds)
+        return replace(change, verdicts=(*change.verdicts, *verdicts), grounds=grounds)
+
+    async def _examine(self, gates: Callable[..., T], *arguments: object) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._replica.examiner, gates, *arguments)
+
+    async def set_heldout(self, request: Request) -> Response:
+        """Replace a task's held-out sample on purpose; answers with the task's description."""
+        check_parameters(request, "message", "expected")
+        data = await read_body(request, max_bytes=MAX_HELDOUT_BYTES)
+        view = await self._history()
+        task = _known(view, request)
+        labels = view.tasks[task][-1].change.labels
+        size_px = self._replica.engine.manifest.preprocessing.size_px
+        read = partial(read_heldout, size_px=size_px, num_labels=len(labels))
+        await asyncio.to_thread(read, data)
+        change = _requested(
+            request,
+            heldout=digest_of(data),
+            labels=labels,
+            expected=number_in(request, "expected"),
+            message=request.query_params.get("message", ""),
+        )
+        await asyncio.to_thread(self._replica.log.put_blob, data)
+        return await self._describe(change)
 
     async def promote(self, request: Request) -> Response:
         """Make the candidate of a rollout live, or give it another share."""
@@ -142,15 +203,14 @@ class Admin:
             raise RequestError(
                 400, f"Field {unknown[0]!r} is unknown; expected share, expected, message."
             )
-        return await self._answer(
-            _requested(
-                request,
-                promote=True,
-                share=_share(command.get("share")),
-                expected=_version(command, "expected"),
-                message=command.get("message", ""),
-            )
+        change = _requested(
+            request,
+            promote=True,
+            share=_share(command.get("share")),
+            expected=_version(command, "expected"),
+            message=command.get("message", ""),
         )
+        return _answer(await self._change(change))
 
     async def rollback(self, request: Request) -> Response:
         """Make an older bundle live again, as a new version."""
@@ -161,14 +221,25 @@ class Admin:
             )
         # Said now if the store is away, which the conductor would wait for.
         await self._history()
-        return await self._answer(
-            _requested(
-                request,
-                to=_version(command, "to"),
-                expected=_version(command, "expected"),
-                message=command.get("message", ""),
-            )
+        change = _requested(
+            request,
+            to=_version(command, "to"),
+            expected=_version(command, "expected"),
+            message=command.get("message", ""),
         )
+        return _answer(await self._change(change))
+
+    async def retire(self, request: Request) -> Response:
+        """Let a task answer nothing any more, from one moment on and on every replica."""
+        check_parameters(request, "message", "expected")
+        await self._history()  # as for a rollback
+        change = _requested(
+            request,
+            retires=True,
+            expected=number_in(request, "expected"),
+            message=request.query_params.get("message", ""),
+        )
+        return _answer(await self._change(change))
 
     async def metrics(self, _: Request) -> Response:
         """Prometheus text of the whole fleet."""
@@ -179,20 +250,16 @@ class Admin:
         """What is known of a candidate; without a conductor only what the log says."""
         candidate = live.candidate
         assert candidate is not None
-        shown: dict[str, object] = {"mode": live.action, **candidate.model_dump(mode="json")}
+        about: dict[str, object] = {"mode": live.action, **candidate.model_dump(mode="json")}
         with contextlib.suppress(LinkError):
             trial, judgement = await self._link.rollout(live)
-            shown |= {"seen": asdict(trial), "verdict": judgement.verdict}
-            shown |= {"reason": judgement.reason}
-        return shown
+            about |= {"seen": asdict(trial), "verdict": judgement.verdict}
+            about |= {"reason": judgement.reason}
+        return about
 
-    async def _answer(self, change: Change) -> Response:
-        outcome = await change_by(
-            self._link, change, limit_s=self._replica.settings.request_timeout_s
-        )
-        if isinstance(outcome, Refused):
-            return problem_of_refusal(outcome)
-        return JSONResponse(_swapped(outcome))
+    async def _change(self, change: Change) -> Outcome:
+        limit_s = self._replica.settings.request_timeout_s
+        return await change_by(self._link, change, limit_s=limit_s)
 
     async def _history(self) -> LogView:
         return await asyncio.to_thread(self._replica.history)
@@ -210,80 +277,22 @@ def _known(view: LogView, request: Request) -> str:
     return task
 
 
-def _described(view: LogView, task: str, *, after: int | None = None) -> dict[str, object]:
-    """What is live of a task and its settings: now, or as of record `after`."""
-    number = view.number if after is None else after
-    history = reversed(view.set_tasks.get(task, ()))
-    settings = next((s.change.settings for s in history if s.number <= number), DEFAULTS)
-    return {**_shown(view, _live(view, task, number)), "settings": settings.model_dump()}
+def _answer(outcome: Outcome) -> Response:
+    if isinstance(outcome, Refused):
+        return problem_of_refusal(outcome)
+    return JSONResponse(swap_shown(outcome))
 
 
-def _live(view: LogView, task: str, number: int) -> TaskVersion:
-    """The version that was live after a record."""
-    return next(v for v in reversed(view.tasks[task]) if v.number <= number)
+def _would_be(proposed: Proposal | Refused | Swapped, change: Change) -> Response:
+    """What a push would answer, had it been made."""
+    if isinstance(proposed, Proposal):
+        return JSONResponse(would_be(proposed, change.verdicts))
+    return _answer(proposed)
 
 
-def _shown(view: LogView, version: TaskVersion) -> dict[str, object]:
-    change, signed = version.change, version.change.signed
-    return {
-        "task": change.task,
-        "version": change.version,
-        "action": change.action,
-        "bundle": change.bundle,
-        "labels": list(change.labels),
-        "rolled_back_to": change.rolled_back_to,
-        "signed_by": signed
-        and {
-            "name": view.signing_keys[signed.key_id].name,
-            "key_id": signed.key_id,
-            "signed_at": written(signed.signed_at),
-        },
-        "candidate": change.candidate.model_dump(mode="json") if change.candidate else None,
-        "record": version.number,
-        "written_at": version.written_at,
-        "message": version.message,
-        "idempotency_key": version.idempotency_key,
-        "gates": [verdict.model_dump() for verdict in version.verdicts],
-    }
-
-
-def _settings_shown(view: LogView, task: str) -> list[dict[str, object]]:
-    """Every change of a task's settings, with the version that was live then."""
-    shown: list[dict[str, object]] = []
-    before = DEFAULTS
-    for made in view.set_tasks.get(task, ()):
-        settings = made.change.settings
-        shown.append(
-            {
-                "task": task,
-                "version": _live(view, task, made.number).change.version,
-                "action": "settings",
-                "settings": settings.model_dump(),
-                "changed": settings.different_from(before),
-                "record": made.number,
-                "written_at": made.written_at,
-                "message": made.message,
-                "idempotency_key": made.idempotency_key,
-            }
-        )
-        before = settings
-    return shown
-
-
-def _swapped(swapped: Swapped) -> dict[str, object]:
-    change = swapped.change
-    assert change is not None  # only a trunk has none
-    return {
-        "task": change.task,
-        "version": change.version,
-        "bundle": change.bundle,
-        "repeated": swapped.is_repeat,
-        "swap": {
-            "stage_ms": round(swapped.stage_ms, 3),
-            "hold_ms": round(swapped.hold_ms, 3),
-            "replicas": swapped.replicas,
-        },
-    }
+def _digest_of(bundle: Bundle, name: str) -> Digest | None:
+    entry = bundle.manifest.files.get(name)
+    return f"sha256:{entry.sha256}" if entry else None
 
 
 def _requested(request: Request, **fields: Any) -> Change:
@@ -294,16 +303,9 @@ def _requested(request: Request, **fields: Any) -> Change:
         raise malformed(error, FIELD_NAMES) from error
 
 
-def _flag(request: Request, name: str) -> bool:
-    value = request.query_params.get(name, "false")
-    if value not in {"true", "false"}:
-        raise RequestError(400, f"{name} is {value!r}; expected true or false.")
-    return value == "true"
-
-
 def _candidate_share(request: Request) -> float | None:
     """Of the callers, for a push that starts a rollout; None for one that is live at once."""
-    if _flag(request, "shadow"):
+    if flag_in(request, "shadow"):
         if "canary" in request.query_params:
             raise RequestError(400, "A push is either a canary or a shadow; name one of the two.")
         return 0.0

@@ -12,10 +12,12 @@ from starlette.responses import JSONResponse
 
 from export.bundle import BundleError
 from models.pictures import PictureError, PictureTooLargeError
+from serve.heldout import HeldoutError
 from serve.jobs import (
     DeadlineError,
     FeaturesOnlyError,
     OverloadedError,
+    RetiredTaskError,
     StoppingError,
     UndecidedError,
     UnknownTaskError,
@@ -41,10 +43,12 @@ STATUS_OF_ERROR: Mapping[type[Exception], int] = {
     ClientDisconnect: 400,  # for the counters: nobody reads the answer
     FeaturesOnlyError: 400,
     UnknownTaskError: 404,
+    RetiredTaskError: 404,
     AdaptersTooLargeError: 413,
     PictureTooLargeError: 413,
     PictureError: 415,
     BundleError: 422,
+    HeldoutError: 422,
     OverloadedError: 503,
     UndecidedError: 503,
     StoppingError: 503,
@@ -52,7 +56,7 @@ STATUS_OF_ERROR: Mapping[type[Exception], int] = {
     StoreError: 503,
     DeadlineError: 503,
 }
-STATUS_OF_REFUSAL = {"conflict": 409, "gate": 422, "unknown": 404, "unavailable": 503}
+STATUS_OF_REFUSAL = {"conflict": 409, "stale": 409, "gate": 422, "unknown": 404, "unavailable": 503}
 
 
 class RequestError(Exception):

@@ -21,7 +21,7 @@ from export import bundle as bundle_module
 from export import sign as sign_module
 from export.bundle import GOLDEN, HEAD, Bundle, read_trunk_folder
 from export.sign import Claim, Envelope, verify
-from serve import gates, graph_gate, proposal, signature_gate
+from serve import contender, gates, graph_gate, proposal, signature_gate
 from serve.engine import Engine
 from serve.gates import GateError
 from serve.messages import Change
@@ -159,7 +159,7 @@ def loads_anything(patch: pytest.MonkeyPatch) -> None:
         raise GateError(f"{bundle.digest} would be loaded now")
 
     patch.setattr(graph_gate, "check_costs", says(None))
-    patch.setattr(gates, "load_head", load_head)
+    patch.setattr(contender, "load_head", load_head)
 
 
 # What protects, how it is switched off, and the kinds that then go through or are found out late.

@@ -16,6 +16,7 @@ from export.bundle import (
     CARD,
     GOLDEN,
     HEAD,
+    HELDOUT,
     TRUNK_GRAPH,
     TRUNK_MANIFEST,
     Bundle,
@@ -132,9 +133,12 @@ def make_bundle(trunk_manifest: TrunkManifest, engine: Engine) -> BundleMaker:
         trunk: str | None = None,
         graph: bytes | None = None,
         golden: bytes | None = None,
+        weight: NDArray[np.float32] | None = None,
+        heldout: bytes | None = None,
     ) -> Bundle:
         chance = np.random.default_rng(seed)
-        weight = chance.normal(size=(3, len(labels))).astype(np.float32)
+        drawn = chance.normal(size=(3, len(labels))).astype(np.float32)
+        weight = drawn if weight is None else weight
         head = graph or head_graph(weight, np.zeros(len(labels), np.float32))
         pictures = chance.integers(0, 256, (2, SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
         logits = engine.features(pictures) @ weight
@@ -143,6 +147,7 @@ def make_bundle(trunk_manifest: TrunkManifest, engine: Engine) -> BundleMaker:
                 HEAD: head,
                 GOLDEN: golden or save({"pictures": pictures, "logits": logits}),
                 CARD: f"# {task} {seed}\n".encode(),
+                **({HELDOUT: heldout} if heldout else {}),
             },
             task=task,
             labels=labels,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from export.bundle import TRUNK_ADAPTED, TRUNK_GRAPH
-from serve import devices, gates
+from serve import contender, devices, gates
 from serve.adapted import families_in
 from serve.devices import choose_device, gpu_share, refuse_without_gpu
 from serve.engine import Engine, LiveHead, Row
@@ -277,9 +277,9 @@ def test_every_size_of_specialisation_is_answered_on_a_gpu_as_on_the_cpu(
         )
         adapter = None
         if manifest.adapter:
-            weights = gates.read_adapter(task.bundle)
+            weights = contender.read_adapter(task.bundle)
             adapter = memory.add(manifest.task, manifest.adapter, weights)
-        head = gates.load_head(task.bundle, "cuda")
+        head = contender.load_head(task.bundle, "cuda")
         heads.append(LiveHead(manifest.task, 1, task.bundle.digest, head, adapter=adapter))
     assert memory.pin(heads)
     rows = [Row(place, head) for place in range(3) for head in heads]

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from export.bundle import Bundle
-from serve.engine import Engine, LiveHead, Row, Snapshot
+from serve.engine import Engine, LiveHead, Retired, Row, Snapshot
 from serve.heads import Head, HeadOutputError
 from serve.onnx_session import open_session
 from serve.task_settings import TaskSettings
@@ -99,6 +99,23 @@ def test_a_snapshot_is_never_changed(make_bundle: BundleMaker) -> None:
     assert (before.number, before.heads["colours"]) == (4, old)
     assert (after.number, after.heads["colours"]) == (5, new)
     assert after.heads["shapes"] is other
+
+
+def test_a_snapshot_without_a_retired_task_knows_since_when(
+    make_bundle: BundleMaker,
+) -> None:
+    """Until it has a head again; other tasks are as they were."""
+    head, other = live(make_bundle(seed=1)), live(make_bundle("shapes", seed=3))
+    before = Snapshot(1, {"colours": head, "shapes": other})
+    gone = before.with_heads(2, [Retired("colours", 2, "now")])
+    back = gone.with_heads(3, [head])
+
+    assert (gone.heads, gone.retired) == (
+        {"shapes": other},
+        {"colours": Retired("colours", 2, "now")},
+    )
+    assert (back.heads, back.retired) == ({"colours": head, "shapes": other}, {})
+    assert before.heads.keys() == {"colours", "shapes"}
 
 
 def test_a_snapshot_has_settings_for_every_task() -> None:

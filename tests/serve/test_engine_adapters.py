@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from serve import gates
+from serve import contender, gates
 from serve.engine import Engine, LiveHead, Row
 from serve.paging import AdapterMemory
 from tests.serve.specialised import Specialised, SpecialisedTrunk, some_pictures
@@ -53,8 +53,8 @@ def live(tasks: dict[str, Specialised], memory: AdapterMemory) -> dict[str, Live
     heads: dict[str, LiveHead] = {}
     for name, task in tasks.items():
         entry = task.bundle.manifest.adapter
-        adapter = memory.add(name, entry, gates.read_adapter(task.bundle)) if entry else None
-        head = gates.load_head(task.bundle)
+        adapter = memory.add(name, entry, contender.read_adapter(task.bundle)) if entry else None
+        head = contender.load_head(task.bundle)
         heads[name] = LiveHead(name, 1, task.bundle.digest, head, adapter=adapter)
     assert memory.pin(list(heads.values()))
     return heads

@@ -17,7 +17,7 @@ from serve import garbage as collecting
 from serve.garbage import find_garbage, remove
 from serve.headlog import HeadLog, blob_name
 from serve.messages import Refused
-from serve.record import Candidate, LogView, Record, TaskChange
+from serve.record import Candidate, HeldoutChange, LogView, Record, TaskChange
 from serve.references import referenced
 from serve.store import StoreError
 from serve.trust import SignedBy
@@ -85,6 +85,11 @@ def test_what_no_record_refers_to_goes_and_all_else_stays(
     """Live, historic and the trunk's blobs stay; those of a push that never was go."""
     push(trunk_log, make_bundle(seed=1), 1)
     push(trunk_log, make_bundle(seed=2), 2)
+    sample = trunk_log.put_blob(b"a held-out sample")
+    exam = HeldoutChange(task="colours", labels=("a",), heldout=sample)
+    trunk_log.put_record(_record(trunk_log, heldout=(exam,)))
+    retirement = TaskChange(task="colours", version=3, action="retire", labels=())
+    trunk_log.put_record(_record(trunk_log, changes=(retirement,)))
     kept = blobs(trunk_log)
     trunk_log.put_bundle(make_bundle(seed=3))
     trunk_log.put_blob(b"nobody's")

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save
 
 from export.bundle import HEAD, Bundle
-from serve import gates
+from serve import contender, gates
 from serve.engine import Engine
 from serve.gates import GateError
 from tests.serve.graphs import (
@@ -418,7 +418,7 @@ def test_a_temperature_that_leaves_no_scores_is_refused(
 def test_a_head_that_cannot_be_loaded_says_so(make_bundle: BundleMaker) -> None:
     """ONNX Runtime's error, as the gate's."""
     with pytest.raises(GateError, match=r"head\.onnx cannot be loaded"):
-        gates.load_head(make_bundle(graph=b"nothing"))
+        contender.load_head(make_bundle(graph=b"nothing"))
 
 
 def test_many_golden_samples_are_taken_through_the_trunk_in_small_batches(

@@ -112,7 +112,8 @@ def test_what_is_live_is_listed_by_every_replica(
         ("shapes", 1, heads(3, "shapes").digest),
     ]
     described = other.get("/tasks/colours").json()
-    assert described == live["tasks"][0] == {**versions[-1], "settings": described["settings"]}
+    extra = {"settings": described["settings"], "heldout": None}
+    assert described == live["tasks"][0] == {**versions[-1], **extra}
     assert [(v["version"], v["action"], v["message"]) for v in versions] == [
         (1, "push", "first"),
         (2, "push", ""),
@@ -122,6 +123,10 @@ def test_what_is_live_is_listed_by_every_replica(
         "trunk",
         "graph",
         "golden",
+        "labels",
+        "heldout",
+        "accuracy",
+        "latency",
     ]
     assert versions[0]["labels"] == ["red", "green", "blue"]
 

@@ -104,6 +104,7 @@ def test_from_the_first_key_on_pushes_must_be_signed(http: HttpClient, heads: He
     assert before["gates"][0] == {
         "gate": "signature",
         "passed": True,
+        "skipped": False,
         "reason": "not signed: no key was ever trusted here, so none is asked for",
     }
     assert "The bundle is not signed" in problem(refused, 422)

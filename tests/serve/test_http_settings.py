@@ -73,7 +73,7 @@ def test_a_task_for_which_nothing_was_set_shows_the_defaults(http: HttpClient) -
         ('{"weight": -1}', "weight is -1: Input should be greater than or equal to 0.001."),
         ('{"weight": NaN}', "weight is nan: Input should be a finite number."),
         ('{"pinned": "maybe"}', "pinned is 'maybe': Input should be a valid boolean."),
-        ('{"margin": 0.1}', "margin is 0.1: there is no such setting; expected weight,"),
+        ('{"colour": 0.1}', "colour is 0.1: there is no such setting; expected weight,"),
         ('{"weight": 2, "pinned": 3}', "pinned is 3"),
         ("{}", "No setting is named; expected one or more of weight, pinned, deadline_s, "),
         ("", "No setting is named"),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from export.bundle import digest_of
+from serve.grounds import grounds_of
 from serve.messages import AnyChange, Change, KeyRequest, Refused, Swapped
 from serve.proposal import Proposal, new_labels_reason, overtaken, propose
 from serve.record import LogView, Record, SettingsChange, TaskChange, fold
@@ -50,6 +51,16 @@ def rollback(*, key: str = "new", **fields: Any) -> Change:
     return Change("pets", key, **fields)
 
 
+def retirement(*, key: str = "new", **fields: Any) -> Change:
+    """A request to end a task."""
+    return Change("pets", key, retires=True, **fields)
+
+
+def retired(*bundles: str) -> LogView:
+    """A log in which these bundles were pushed in turn, and then the task was retired."""
+    return after(log(*bundles), retirement(key="end"))
+
+
 def setting(task: str = "pets", *, key: str = "new", **settings: Any) -> Change:
     """A request to set something for a task."""
     return Change(task, key, settings=asked_settings(settings))
@@ -86,6 +97,7 @@ def after(view: LogView, change: AnyChange) -> LogView:
         changes=outcome.changes,
         settings=outcome.settings,
         signing_keys=outcome.signing_keys,
+        heldout=outcome.heldout,
         idempotency_key=change.key,
     )
     return fold(view, [record])
@@ -164,6 +176,19 @@ def test_a_rollback_brings_its_labels_back() -> None:
         (log(A), push(B, key="k1"), "conflict", "'k1' already made version 1 of task pets"),
         (log(A), rollback(key="k1"), "conflict", "'k1' already made"),
         (log(A, task="birds"), push(A, key="k1"), "conflict", "of task birds"),
+        (LogView(), retirement(), "unknown", "Task 'pets' was never pushed."),
+        (retired(A), retirement(), "conflict", "is retired already, since version 2"),
+        (log(A, B), retirement(expected=1), "conflict", "is at version 2; expected version 1"),
+        (log(A), retirement(key="k1"), "conflict", "'k1' already made version 1"),
+        (retired(A), push(B, key="end"), "conflict", "'end' already made version 2"),
+        (retired(A), rollback(key="end"), "conflict", "'end' already made version 2"),
+        (
+            retired(A),
+            rollback(to=2),
+            "conflict",
+            "no version 2 to roll back to; it has versions 1.",
+        ),
+        (retired(A), push(B, labels=("dog", "cat")), "gate", "the order differs"),
         (log(A), setting("cars", weight=2), "unknown", "Task 'cars' was never pushed."),
         (log(A), setting(weight=2, key="k1"), "conflict", "'k1' already made version 1"),
     ],
@@ -477,3 +502,163 @@ def test_a_change_that_another_service_made_by_the_same_key_is_no_conflict() -> 
 
     assert overtaken(change, [foreign(7, pushed("pets"), key="k")]) is None
     assert overtaken(change, [foreign(7, pushed("pets"), key="l")]) is not None
+
+
+def test_a_retirement_is_the_next_version_without_a_bundle() -> None:
+    """Its labels stay, so that a later push is compared with what callers knew."""
+    change = proposed(log(A, B), retirement())
+
+    assert (change.version, change.action, change.bundle) == (3, "retire", None)
+    assert change.labels == LABELS
+
+
+@pytest.mark.parametrize(
+    ("change", "action", "bundle", "back_to"),
+    [
+        (push(C), "push", C, None),
+        (rollback(), "rollback", B, 2),
+        (rollback(to=1), "rollback", A, 1),
+    ],
+    ids=["push", "rollback", "rollback by number"],
+)
+def test_a_retired_task_comes_back_as_its_next_version(
+    change: Change, action: str, bundle: str, back_to: int | None
+) -> None:
+    """By a push; or by a rollback, by default to its last bundle."""
+    made = proposed(retired(A, B), change)
+
+    assert (made.version, made.action, made.bundle) == (4, action, bundle)
+    assert made.rolled_back_to == back_to
+
+
+def test_a_rollback_after_a_return_passes_over_the_retirement() -> None:
+    """It goes to another bundle, not to none."""
+    back = after(retired(A, B), rollback(key="back"))
+
+    assert proposed(back, rollback()).bundle == A
+
+
+def test_a_repeated_retirement_is_one_change() -> None:
+    """Also after the task has come back."""
+    outcome = propose(after(retired(A), push(B)), retirement(key="end"), NOW)
+
+    assert isinstance(outcome, Swapped)
+    assert outcome.is_repeat
+    assert outcome.change is not None
+    assert outcome.change.version == 2
+
+
+SAMPLE, OTHER = (digest_of(name.encode()) for name in ("sample", "other"))
+WIDER = ("cat", "dog", "fish")
+
+
+def samples(view: LogView) -> list[tuple[str, tuple[str, ...]]]:
+    """The task's held-out samples, oldest first."""
+    return [(s.change.heldout, s.change.labels) for s in view.heldouts.get("pets", ())]
+
+
+def heldout(sample: str, *, key: str = "new", labels: tuple[str, ...] = LABELS) -> Change:
+    """A request to replace the task's held-out sample."""
+    return Change("pets", key, heldout=sample, labels=labels)
+
+
+def test_a_tasks_first_push_sets_its_sample_and_later_ones_do_not() -> None:
+    """The same record makes the version and the sample."""
+    first = after(LogView(), push(A, heldout=SAMPLE, key="a"))
+    second = after(first, push(B, heldout=OTHER, key="b"))
+
+    assert samples(first) == samples(second) == [(SAMPLE, LABELS)]
+    assert first.heldouts["pets"][0].number == first.tasks["pets"][0].number == 1
+
+
+def test_a_task_that_went_live_without_a_sample_gets_none_by_a_push() -> None:
+    """Else the second pusher would choose."""
+    view = after(after(LogView(), push(A, key="a")), push(B, heldout=SAMPLE))
+
+    assert samples(view) == []
+
+
+def test_new_labels_bring_a_sample_and_old_ones_find_theirs_again() -> None:
+    """Back and forth between labels, nobody can choose anew."""
+    first = after(LogView(), push(A, heldout=SAMPLE, key="a"))
+    wider = push(B, heldout=OTHER, labels=WIDER, allow_new_labels=True, key="b")
+    view = after(first, wider)
+    back = after(view, push(C, heldout=OTHER, allow_new_labels=True, key="c"))
+    mine, theirs = back.heldout("pets", LABELS), back.heldout("pets", WIDER)
+
+    assert samples(back) == [(SAMPLE, LABELS), (OTHER, WIDER)]
+    assert mine is not None
+    assert theirs is not None
+    assert (mine.change.heldout, theirs.change.heldout) == (SAMPLE, OTHER)
+    assert back.heldout("pets", ("dog", "cat")) is None
+
+
+def test_a_sample_is_replaced_on_purpose_without_a_new_version() -> None:
+    """And again; the same key makes one change of it."""
+    view = after(log(A), heldout(SAMPLE, key="s"))
+    again = propose(view, heldout(SAMPLE, key="s"), NOW)
+    replaced = after(view, heldout(OTHER))
+
+    assert samples(replaced) == [(SAMPLE, LABELS), (OTHER, LABELS)]
+    assert replaced.tasks == log(A).tasks
+    assert isinstance(again, Swapped)
+    assert (again.is_repeat, again.change) == (True, None)
+
+
+@pytest.mark.parametrize(
+    ("view", "change", "kind", "reason"),
+    [
+        (LogView(), heldout(SAMPLE), "unknown", "was never pushed"),
+        (log(A), heldout(SAMPLE, labels=WIDER), "conflict", "changed while its held-out sample"),
+        (log(A), heldout(SAMPLE, key="k1"), "conflict", "'k1' already made version 1"),
+        (after(log(A), heldout(SAMPLE, key="s")), heldout(OTHER, key="s"), "conflict", "'s' alr"),
+        (
+            after(log(A), heldout(SAMPLE, key="s")), push(B, key="s"),
+            "conflict", "'s' already set the held-out sample of task pets",
+        ),
+        (after(log(A), setting(weight=2, key="w")), heldout(SAMPLE, key="w"), "conflict", "'w' al"),
+        (after(log(A, B), rollback(key="r")), heldout(SAMPLE, key="r"), "conflict", "'r' already"),
+    ],
+)  # fmt: skip
+def test_a_sample_that_cannot_be_set_says_why(
+    view: LogView, change: Change, kind: str, reason: str
+) -> None:
+    """Nothing is proposed then."""
+    answer = refused(view, change)
+
+    assert answer.kind == kind
+    assert reason in answer.reason
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        push(C, key="p"),
+        rollback(key="r"),
+        retirement(key="e"),
+        heldout(SAMPLE, key="h"),
+        setting(margin=0.2, key="m"),
+        setting(max_slowdown=3, key="s"),
+    ],
+    ids=["push", "rollback", "retirement", "sample", "margin", "slow-down"],
+)
+def test_a_push_whose_comparison_is_out_of_date_is_stale(between: Change) -> None:
+    """Whatever the gates went by has to hold when the record is written."""
+    view = log(A, B)
+    compared = push(C, grounds=grounds_of(view, "pets", LABELS))
+
+    assert proposed(view, compared).version == 3
+    assert refused(after(view, between), compared).kind == "stale"
+
+
+@pytest.mark.parametrize(
+    "between", [setting(weight=2, key="w"), setting("cars", margin=0.5, key="m")]
+)
+def test_what_the_gates_do_not_go_by_makes_no_push_stale(between: Change) -> None:
+    """Nor do other tasks."""
+    both = log(A)
+    cars = Change("cars", "cars", bundle=B, labels=LABELS)
+    both = after(both, cars)
+    compared = push(C, grounds=grounds_of(both, "pets", LABELS))
+
+    assert proposed(after(both, between), compared).version == 2

@@ -301,3 +301,24 @@ def test_a_value_out_of_range_is_refused(field: str, value: object) -> None:
 
     with pytest.raises(ValidationError, match=field.replace(".", r"\.")):
         record(LogView(), **wrong)
+
+
+def test_a_retired_task_has_a_last_version_and_none_that_is_live() -> None:
+    """Until the next push."""
+    gone = TaskChange(task="pets", version=2, action="retire", labels=("no", "yes"))
+    view, _ = log_of(change("pets", 1), gone)
+    back, _ = log_of(change("pets", 1), gone, change("pets", 3))
+    last, live = view.last("pets"), back.live("pets")
+
+    assert view.live("pets") is None
+    assert last is not None
+    assert last.change == gone
+    assert live is not None
+    assert live.change.version == 3
+
+
+@pytest.mark.parametrize("fields", [{"action": "retire"}, {"bundle": None}])
+def test_only_a_retirement_has_no_bundle(fields: dict[str, object]) -> None:
+    """And every other version has one."""
+    with pytest.raises(ValidationError, match="and bundle is"):
+        TaskChange.model_validate({**CHANGE, **fields})

@@ -10,8 +10,9 @@ NAN, INFINITY = float("nan"), float("inf")
 
 
 def test_by_default_a_task_has_a_plain_share_and_the_services_deadline() -> None:
-    """Weight 1, not pinned, no deadline of its own."""
+    """Weight 1, not pinned, no deadline of its own; what pushes may lose is little."""
     assert (DEFAULTS.weight, DEFAULTS.pinned, DEFAULTS.deadline_s) == (1.0, False, None)
+    assert (DEFAULTS.margin, DEFAULTS.max_slowdown) == (0.01, 1.5)
 
 
 def test_what_is_not_asked_stays_as_it_was() -> None:
@@ -53,6 +54,10 @@ def test_what_is_asked_is_the_same_value_in_any_order_and_form() -> None:
         ({"weight": "2"}, "weight is '2': Input should be a valid number."),
         ({"weight": True}, "weight is True: Input should be a valid number."),
         ({"weight": None}, "weight is None: Input should be a valid number."),
+        ({"margin": -0.1}, "margin is -0.1: Input should be greater than or equal to 0."),
+        ({"margin": 2}, "margin is 2: Input should be less than or equal to 1."),
+        ({"max_slowdown": 0.5}, "max_slowdown is 0.5: Input should be greater than or equal to 1."),
+        ({"max_slowdown": INFINITY}, "max_slowdown is inf: Input should be"),
         ({"pinned": "maybe"}, "pinned is 'maybe': Input should be a valid boolean."),
         ({"pinned": 1}, "pinned is 1: Input should be a valid boolean."),
         ({"deadline_s": 0}, "deadline_s is 0: Input should be greater than 0."),

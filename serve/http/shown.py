@@ -1,0 +1,127 @@
+"""Versions, settings and swaps as the JSON that callers read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from serve.http.changes import written
+from serve.messages import Swapped
+from serve.proposal import Proposal
+from serve.record import LogView, TaskVersion, Verdict
+from serve.task_settings import DEFAULTS
+
+
+def described(view: LogView, task: str, *, after: int | None = None) -> dict[str, object]:
+    """What is live of a task and its settings: now, or as of record `after`."""
+    number = view.number if after is None else after
+    history = reversed(view.set_tasks.get(task, ()))
+    settings = next((s.change.settings for s in history if s.number <= number), DEFAULTS)
+    version = _live(view, task, number)
+    samples = (s for s in reversed(view.heldouts.get(task, ())) if s.number <= number)
+    mine = (s.change.heldout for s in samples if s.change.labels == version.change.labels)
+    return {**shown(view, version), "settings": settings.model_dump(), "heldout": next(mine, None)}
+
+
+def _live(view: LogView, task: str, number: int) -> TaskVersion:
+    """The version that was live after a record."""
+    return next(v for v in reversed(view.tasks[task]) if v.number <= number)
+
+
+def shown(view: LogView, version: TaskVersion) -> dict[str, object]:
+    """One version, with the verdicts that let it pass."""
+    change, signed = version.change, version.change.signed
+    return {
+        "task": change.task,
+        "version": change.version,
+        "action": change.action,
+        "bundle": change.bundle,
+        "labels": list(change.labels),
+        "rolled_back_to": change.rolled_back_to,
+        "signed_by": signed
+        and {
+            "name": view.signing_keys[signed.key_id].name,
+            "key_id": signed.key_id,
+            "signed_at": written(signed.signed_at),
+        },
+        "candidate": change.candidate.model_dump(mode="json") if change.candidate else None,
+        "record": version.number,
+        "written_at": version.written_at,
+        "message": version.message,
+        "idempotency_key": version.idempotency_key,
+        "gates": [verdict.model_dump() for verdict in version.verdicts],
+    }
+
+
+def settings_shown(view: LogView, task: str) -> list[dict[str, object]]:
+    """Every change of a task's settings, with the version that was live then."""
+    entries: list[dict[str, object]] = []
+    before = DEFAULTS
+    for made in view.set_tasks.get(task, ()):
+        settings = made.change.settings
+        entries.append(
+            {
+                "task": task,
+                "version": _live(view, task, made.number).change.version,
+                "action": "settings",
+                "settings": settings.model_dump(),
+                "changed": settings.different_from(before),
+                "record": made.number,
+                "written_at": made.written_at,
+                "message": made.message,
+                "idempotency_key": made.idempotency_key,
+            }
+        )
+        before = settings
+    return entries
+
+
+def heldouts_shown(view: LogView, task: str) -> list[dict[str, object]]:
+    """Every held-out sample that the task had, with the version that was live then."""
+    return [
+        {
+            "task": task,
+            "version": _live(view, task, made.number).change.version,
+            "action": "heldout",
+            "heldout": made.change.heldout,
+            "labels": list(made.change.labels),
+            "record": made.number,
+            "written_at": made.written_at,
+            "message": made.message,
+            "idempotency_key": made.idempotency_key,
+        }
+        for made in view.heldouts.get(task, ())
+    ]
+
+
+def swap_shown(made: Swapped) -> dict[str, object]:
+    """A version that is live everywhere now, and what that took."""
+    change = made.change
+    assert change is not None  # what makes no version is answered otherwise
+    return {
+        "task": change.task,
+        "version": change.version,
+        "bundle": change.bundle,
+        "repeated": made.is_repeat,
+        "swap": {
+            "stage_ms": round(made.stage_ms, 3),
+            "hold_ms": round(made.hold_ms, 3),
+            "replicas": made.replicas,
+        },
+    }
+
+
+def would_be(proposal: Proposal, verdicts: Sequence[Verdict]) -> dict[str, object]:
+    """What a push would make."""
+    (change,) = proposal.changes
+    return {
+        "task": change.task,
+        "dry_run": True,
+        "would_make": {
+            "version": change.version,
+            "action": change.action,
+            "bundle": (change.candidate or change).bundle,
+            "labels": list((change.candidate or change).labels),
+            "heldout": next((sample.heldout for sample in proposal.heldout), None),
+        },
+        "gates": [verdict.model_dump() for verdict in verdicts],
+    }
