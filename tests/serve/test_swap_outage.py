@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,9 @@ def test_an_outage_in_the_middle_of_a_swap_ends_in_what_the_log_says(
 
         fleet.log.before_put = lose_the_store
         with Crowd(fleet, (("shapes",),), clients=2) as crowd:
+            began_s = time.monotonic()
             late = client.post(PUSH, content=heads(2).to_zip(), headers={"idempotency-key": "k"})
+            late_s = time.monotonic() - began_s
             crowd.wait_for(20)
             faulty.heal()
             again = client.post(PUSH, content=heads(2).to_zip(), headers={"idempotency-key": "k"})
@@ -73,6 +76,7 @@ def test_an_outage_in_the_middle_of_a_swap_ends_in_what_the_log_says(
         log = fleet.view()
 
     assert late.status_code == 503
+    assert late_s < 4
     assert "may still be made. Ask again with the idempotency key 'k'" in late.json()["detail"]
     assert (again.status_code, again.json()["version"]) == (200, 2)
     assert [version.change.version for version in log.tasks["colours"]] == [1, 2]

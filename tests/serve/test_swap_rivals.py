@@ -22,35 +22,39 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return request.getfixturevalue("s3_url") if request.param == "s3" else str(tmp_path / "store")
 
 
+def write(fleet: LocalFleet, heads: Heads, *, seed: int, task: str, key: str = "theirs") -> None:
+    """Have another service make a change under the next number."""
+    bundle, view = heads(seed, task), fleet.view()
+    live = view.live(task)
+    change = TaskChange(
+        task=task,
+        version=live.change.version + 1 if live else 1,
+        action="push",
+        bundle=fleet.log.put_bundle(bundle),
+        labels=bundle.manifest.labels,
+    )
+    fleet.log.put_record(
+        Record(
+            number=view.number + 1,
+            kind="commit",
+            previous=view.tip,
+            writer="conductor-b",
+            written_at="",
+            changes=(change,),
+            idempotency_key=key,
+        )
+    )
+
+
 def overtake(
     fleet: LocalFleet, heads: Heads, *, seed: int, task: str, key: str = "theirs", at_kind: str
 ) -> None:
     """Have another service make a change just before the fleet's own next record is put."""
-    bundle = heads(seed, task)
 
     def before_put(record: Record) -> None:
-        if record.kind != at_kind:
-            return
-        fleet.log.before_put = lambda _: None
-        live = fleet.view().live(task)
-        change = TaskChange(
-            task=task,
-            version=live.change.version + 1 if live else 1,
-            action="push",
-            bundle=fleet.log.put_bundle(bundle),
-            labels=bundle.manifest.labels,
-        )
-        fleet.log.put_record(
-            Record(
-                number=record.number,
-                kind="commit",
-                previous=record.previous,
-                writer="conductor-b",
-                written_at="",
-                changes=(change,),
-                idempotency_key=key,
-            )
-        )
+        if record.kind == at_kind:
+            fleet.log.before_put = lambda _: None
+            write(fleet, heads, seed=seed, task=task, key=key)
 
     fleet.log.before_put = before_put
 
@@ -172,3 +176,16 @@ def test_two_services_that_push_at_once_agree_on_one_history(
     assert versions == [[1, 2, 3, 4, 5]] * 2
     assert [len(log.tasks[task]) for task in ("colours", "shapes")] == [5, 5]
     assert log.tip != digest_of(b"")
+
+
+def test_a_replica_that_joins_brings_the_news_of_what_another_service_wrote(
+    store: str, trunk_folder: Path, heads: Heads
+) -> None:
+    """Nobody had asked this service for anything; its other replica follows."""
+    with LocalFleet(store, trunk_folder, replicas=1) as fleet:
+        fleet.must_push(heads(1))
+        write(fleet, heads, seed=5, task="colours")
+        fleet.wait_admitted(fleet.start_replica())
+        until(all_at(fleet, "colours", 2))
+
+        assert fleet.must_push(heads(3)) == 3
