@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from serve.engine import Engine
 from serve.headlog import HeadLog
 from serve.loading import HeadLoader
 from serve.record import LogView, Record, TaskChange
+from tests.serve.faulty import SLOW_S, FaultyServer
 
 TASKS = ("colours", "forms", "sizes")
 
@@ -58,3 +60,40 @@ def test_every_live_head_is_loaded_with_progress(
         task: bundle.digest for task, bundle in bundles.items()
     }
     assert caplog.messages == ["loaded 2 of 3 heads", "loaded 3 of 3 heads"]
+
+
+def test_heads_of_a_bucket_are_not_fetched_one_round_trip_after_another(
+    faulty: FaultyServer, s3_url: str, make_bundle: Callable[..., Bundle], engine: Engine
+) -> None:
+    """Each answer takes 0.4 s, and each head needs two; twenty-four take a few of those."""
+    log = HeadLog(s3_url)
+    changes = tuple(
+        TaskChange(
+            task=f"task{seed}",
+            version=1,
+            action="push",
+            bundle=log.put_bundle(bundle := make_bundle(f"task{seed}", seed=seed)),
+            labels=bundle.manifest.labels,
+        )
+        for seed in range(24)
+    )
+    log.put_record(
+        Record(
+            number=1,
+            kind="commit",
+            previous=LogView().tip,
+            writer="test",
+            written_at="now",
+            changes=changes,
+        )
+    )
+    view = log.follow(LogView())
+    loader = HeadLoader(log, engine, adapter_memory_bytes=1, picture_s=1.0)
+    faulty.plan("slow", times=1e6)
+    began_s = time.monotonic()
+    heads = loader.load_all(view)
+    took_s = time.monotonic() - began_s
+    loader.adapters.close()
+
+    assert len(heads) == 24
+    assert took_s < 5 * SLOW_S  # the 8 threads of a folder would take 6
