@@ -24,7 +24,14 @@ from serve.record import (
     Verdict,
 )
 from serve.task_settings import DEFAULTS
-from serve.trust import SHORT_ID, KeyChange, UntrustedError, trusted_key, unsigned_reason
+from serve.trust import (
+    SHORT_ID,
+    KeyChange,
+    SignedBy,
+    UntrustedError,
+    trusted_key,
+    unsigned_reason,
+)
 
 NOTHING_TO_DO = Swapped(None, stage_ms=0.0, hold_ms=0.0, replicas=0, is_repeat=True)
 
@@ -61,7 +68,7 @@ def propose(view: LogView, change: AnyChange, now: datetime) -> Proposal | Refus
     if change.settings:
         return _set(view, change)
     if change.promote:
-        return _promote(last, change)
+        return _promote(view, change, now)
     if change.retires:
         return _retire(last, change)
     if change.bundle is not None:
@@ -87,7 +94,9 @@ def _push(view: LogView, change: Change, bundle: Digest, now: datetime) -> Propo
         )
     if last and last.change.labels != change.labels and not change.allow_new_labels:
         return Refused("gate", new_labels_reason(last.change.labels, change.labels))
-    if refused := _signature_refusal(view, change, now):
+    if refused := _signer_refusal(view, change.task, change.signed, now):
+        return refused
+    if refused := _replay_refusal(view, change):
         return refused
     heldout = _samples(change) if grounds.takes_heldout else ()
     if change.share is not None:
@@ -142,15 +151,23 @@ def new_labels_reason(live: tuple[str, ...], pushed: tuple[str, ...]) -> str:
     )
 
 
-def _signature_refusal(view: LogView, change: Change, now: datetime) -> Refused | None:
+def _signer_refusal(
+    view: LogView, task: str, signed: SignedBy | None, now: datetime
+) -> Refused | None:
     """The gate verified the signature; since then a key may have been trusted or revoked."""
     keys = view.signing_keys
-    if change.signed is None:
+    if signed is None:
         return Refused("gate", unsigned_reason(keys, now)) if keys else None
     try:
-        trusted_key(keys, change.signed.key_id, task=change.task, now=now)
+        trusted_key(keys, signed.key_id, task=task, now=now)
     except UntrustedError as error:
         return Refused("gate", str(error))
+    return None
+
+
+def _replay_refusal(view: LogView, change: Change) -> Refused | None:
+    if change.signed is None:
+        return None
     versions = [version.change for version in view.tasks.get(change.task, ())]
     earlier = [side.signed for v in versions for side in (v, v.candidate) if side]
     newest = max((signed.signed_at for signed in earlier if signed), default=None)
@@ -251,12 +268,16 @@ def _with_candidate(live: TaskChange, candidate: Candidate) -> TaskChange:
     )
 
 
-def _promote(live: TaskVersion | None, change: Change) -> Proposal | Refused:
+def _promote(view: LogView, change: Change, now: datetime) -> Proposal | Refused:
+    live = view.last(change.task)
     if live is None:
         return _never_pushed(change)
     candidate = live.change.candidate
     if candidate is None:
         return Refused("conflict", f"Task {change.task} has no candidate to promote.")
+    # Who stole a key may have begun the rollout: it ends where the key is revoked.
+    if refused := _signer_refusal(view, change.task, candidate.signed, now):
+        return refused
     if change.share is not None:
         wider = candidate.model_copy(update={"share": change.share})
         return Proposal(changes=(_with_candidate(live.change, wider),))

@@ -132,10 +132,14 @@ def _described(view: LogView, key_id: str, *, after: int | None = None) -> dict[
 
 
 def _signed_live(view: LogView, key_id: str) -> list[dict[str, object]]:
-    """The live versions that a key signed."""
-    live = [history[-1].change for history in view.tasks.values()]
-    signed = [change for change in live if change.signed and change.signed.key_id == key_id]
-    return [{"task": change.task, "version": change.version} for change in signed]
+    """The live versions of which a key signed the bundle or the candidate."""
+    shown: list[dict[str, object]] = []
+    for task in sorted(view.tasks):
+        live = view.tasks[task][-1].change
+        sides = (live.signed, live.candidate.signed if live.candidate else None)
+        if any(signed and signed.key_id == key_id for signed in sides):
+            shown.append({"task": task, "version": live.version})
+    return shown
 
 
 def _shown(version: KeyVersion) -> dict[str, object]:

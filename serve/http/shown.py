@@ -9,6 +9,7 @@ from serve.messages import Swapped
 from serve.proposal import Proposal
 from serve.record import LogView, TaskVersion, Verdict
 from serve.task_settings import DEFAULTS
+from serve.trust import SignedBy
 
 
 def described(view: LogView, task: str, *, after: int | None = None) -> dict[str, object]:
@@ -29,7 +30,7 @@ def _live(view: LogView, task: str, number: int) -> TaskVersion:
 
 def shown(view: LogView, version: TaskVersion) -> dict[str, object]:
     """One version, with the verdicts that let it pass."""
-    change, signed = version.change, version.change.signed
+    change, candidate = version.change, version.change.candidate
     return {
         "task": change.task,
         "version": change.version,
@@ -37,18 +38,30 @@ def shown(view: LogView, version: TaskVersion) -> dict[str, object]:
         "bundle": change.bundle,
         "labels": list(change.labels),
         "rolled_back_to": change.rolled_back_to,
-        "signed_by": signed
+        "signed_by": _signer(view, change.signed),
+        "candidate": candidate
         and {
-            "name": view.signing_keys[signed.key_id].name,
-            "key_id": signed.key_id,
-            "signed_at": written(signed.signed_at),
+            "bundle": candidate.bundle,
+            "labels": list(candidate.labels),
+            "share": candidate.share,
+            "signed_by": _signer(view, candidate.signed),
         },
-        "candidate": change.candidate.model_dump(mode="json") if change.candidate else None,
         "record": version.number,
         "written_at": version.written_at,
         "message": version.message,
         "idempotency_key": version.idempotency_key,
         "gates": [verdict.model_dump() for verdict in version.verdicts],
+    }
+
+
+def _signer(view: LogView, signed: SignedBy | None) -> dict[str, object] | None:
+    """Which key signed, by its name of today, and when."""
+    if signed is None:
+        return None
+    return {
+        "name": view.signing_keys[signed.key_id].name,
+        "key_id": signed.key_id,
+        "signed_at": written(signed.signed_at),
     }
 
 

@@ -205,7 +205,7 @@ CONTROLS: dict[str, tuple[Patch, str]] = {
     "revocation": (trusts_all, "revoked key"),
     "expiry": (trusts_all, "expired key"),
     "keys for some tasks": (trusts_all, "key for other tasks"),
-    "replay": (replaced(proposal, "_signature_refusal", says(None)), "replay"),
+    "replay": (replaced(proposal, "_replay_refusal", says(None)), "replay"),
     "trunk": (replaced(gates, "check_trunk", says("")), "another trunk"),
     "preprocessing": (replaced(gates, "check_trunk", says("")), "another preprocessing"),
     "operators": (replaced(graph_gate, "_check_nodes", says(None)), "control flow"),

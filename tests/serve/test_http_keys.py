@@ -91,6 +91,22 @@ def test_a_key_is_revoked_and_what_it_signed_stays_live(http: HttpClient, heads:
     assert [task["version"] for task in http.get("/tasks").json()["tasks"]] == [1, 1]
 
 
+def test_a_candidate_has_its_own_signer(http: HttpClient, heads: Heads) -> None:
+    """Who is named with what it answers for, and when that key is revoked."""
+    trust(http)
+    trust(http, 2)
+    http.post(PUSH, content=signed(heads(1), minute=1))
+    pushed = http.post(f"{PUSH}?canary=0.5", content=signed(heads(2), 2, minute=2))
+    shown = http.get("/tasks/colours").json()
+    revoked = http.request("DELETE", f"/keys/{trusting(2).key_id}").json()
+
+    assert pushed.status_code == 200
+    assert (shown["signed_by"]["name"], shown["candidate"]["signed_by"]["name"]) == ("key1", "key2")
+    assert set(shown["candidate"]) == {"bundle", "labels", "share", "signed_by"}
+    assert revoked["signed_live"] == [{"task": "colours", "version": 2}]
+    assert "was revoked" in problem(http.post("/tasks/colours/promote"), 422)
+
+
 def test_from_the_first_key_on_pushes_must_be_signed(http: HttpClient, heads: Heads) -> None:
     """Before it the verdict says that nobody asked."""
     assert http.post(PUSH, content=heads(1).to_zip()).status_code == 200

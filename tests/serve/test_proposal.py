@@ -436,6 +436,62 @@ def test_an_old_signature_brings_no_old_bundle_back(minute: int, *, is_new: bool
             assert "signed at 2026-11-21T00:05:00+00:00 has been pushed" in outcome.reason
 
 
+def canary(bundle: str, **fields: Any) -> Change:
+    """A signed push that begins a rollout."""
+    return signed(bundle, share=0.5, **fields)
+
+
+def promotion(*, key: str = "new", **fields: Any) -> Change:
+    """A request to promote."""
+    return Change("pets", key, promote=True, **fields)
+
+
+def rolling() -> LogView:
+    """A log with a rollout: a signed bundle live, another its candidate."""
+    view = after(after(log(), trust(key="a")), trust(2, key="b"))
+    view = after(view, signed(A, minute=1, key="c"))
+    return after(view, canary(B, seed=2, minute=2, key="d"))
+
+
+def test_a_candidate_keeps_its_own_signature_until_it_is_live() -> None:
+    """Beside that of what is live, also when its share changes."""
+    view = after(rolling(), promotion(share=0.9, key="e"))
+    both = view.tasks["pets"][-1].change
+    alone = proposed(view, promotion())
+
+    assert both.signed == signed(A, minute=1).signed
+    assert both.candidate is not None
+    assert both.candidate.signed == alone.signed == signed(B, seed=2, minute=2).signed
+
+
+@pytest.mark.parametrize("share", [None, 0.9])
+def test_a_candidate_whose_key_was_revoked_goes_no_further(share: float | None) -> None:
+    """Who stole the key may have begun the rollout; what is live keeps its place."""
+    answer = refused(after(rolling(), revoke(2, key="e")), promotion(share=share))
+    still = propose(after(rolling(), revoke(1, key="e")), promotion(share=share), NOW)
+
+    assert (answer.kind, "which was revoked" in answer.reason) == ("gate", True)
+    assert isinstance(still, Proposal)
+
+
+def test_a_candidate_from_before_signatures_goes_no_further_than_it_is() -> None:
+    """It was admitted for some callers when nobody asked; for more it is asked."""
+    view = after(log(A), push(B, share=0.5, key="b"))
+    before = propose(view, promotion(), NOW)
+    answer = refused(after(view, trust(key="c")), promotion())
+
+    assert isinstance(before, Proposal)
+    assert "The bundle is not signed" in answer.reason
+
+
+def test_an_old_signature_is_no_newer_for_having_been_a_candidates() -> None:
+    """A rollout that was rolled back was pushed too."""
+    view = after(rolling(), rollback(key="e"))
+
+    assert "an old signature" in refused(view, canary(C, minute=2)).reason
+    assert isinstance(propose(view, canary(C, minute=3), NOW), Proposal)
+
+
 def test_each_task_has_its_own_newest_signature() -> None:
     """Signing for one does not make what is signed for another old."""
     view = after(after(log(), trust(key="a")), signed(A, minute=5, key="b"))

@@ -101,9 +101,10 @@ def test_a_rollback_needs_no_signature(tmp_path: Path, trunk_folder: Path, heads
         assert bundles[-2:] == [heads(2).digest, heads(1).digest]
 
 
+@pytest.mark.parametrize("share", [None, 0.5, 0.0], ids=["push", "canary", "shadow"])
 @pytest.mark.parametrize("what", ["another key's", "of another bundle", "of another time"])
 def test_every_replica_verifies_the_signature_that_the_record_names(
-    tmp_path: Path, trunk_folder: Path, heads: Heads, what: str
+    tmp_path: Path, trunk_folder: Path, heads: Heads, what: str, share: float | None
 ) -> None:
     """Whoever asked for the push may have lied about it: each replica vetoes, nothing changes."""
     with LocalFleet(tmp_path, trunk_folder, replicas=2) as fleet:
@@ -123,7 +124,8 @@ def test_every_replica_verifies_the_signature_that_the_record_names(
             "envelope": digest_of(lie.signature),
         }
         fleet.log.put_blob(lie.signature)
-        kind, reason = refusal(fleet.push(heads(2), signed=true.model_copy(update=claim)))
+        told = true.model_copy(update=claim)
+        kind, reason = refusal(fleet.push(heads(2), signed=told, share=share))
 
         assert kind == "gate"
         assert "(says replica replica-" in reason
