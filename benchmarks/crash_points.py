@@ -32,7 +32,7 @@ from benchmarks.judged_load import PROMISES, TASKS, Answer, JudgedLoad, Swap
 from benchmarks.report import Figure, arguments, finish, note, quantile_of
 from serve.client import Client, ClientError
 from serve.headlog import HeadLog
-from serve.record import LogView
+from serve.record import LogView, TaskVersion
 
 REPLICAS = 2
 RATE = 60.0
@@ -123,7 +123,8 @@ class Crashes:
         view = self._log.follow(before)
         point.outcome = "made" if key in view.keys else "not made"
         swaps = [swap]
-        if pusher.returncode == 0 and (made := view.made_by(key)):
+        made = view.made_by(key)
+        if pusher.returncode == 0 and isinstance(made, TaskVersion):
             version = made.change.version
             # When the pusher heard of it is not known exactly; by its end it had.
             swaps.append(Swap(task, version, began_s, swap.asked_s, 0.0))
