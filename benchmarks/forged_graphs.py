@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -11,7 +12,7 @@ from onnx import helper, numpy_helper
 from safetensors.numpy import load, save
 
 from benchmarks.forgery import Kind, Make, Stock, cut, kind, repacked
-from export.bundle import GOLDEN, HEAD, digest_of
+from export.bundle import ADAPTER, GOLDEN, HEAD, TAIL, digest_of
 
 Edit = Callable[[onnx.ModelProto, np.random.Generator], object]
 
@@ -219,6 +220,22 @@ def _relabelled(chance: np.random.Generator, stock: Stock) -> bytes:
     return stock.signed(repacked(bundle, labels=labels)).to_zip()
 
 
+def _adapted(chance: np.random.Generator, stock: Stock) -> bytes:
+    """An adapter for a trunk that has no sites for any."""
+    bundle = stock.some(chance)
+    weights = {"site.a": chance.normal(size=(4, 8)).astype(np.float32)}
+    entry = {"kind": "lora", "width": 4}
+    forged = repacked(bundle, {ADAPTER: save(weights)}, kind="adapter", adapter=entry)
+    return stock.signed(forged).to_zip()
+
+
+def _as_tail(chance: np.random.Generator, stock: Stock) -> bytes:
+    """A head that gives itself out as a tail, which has more rights."""
+    bundle = stock.some(chance)
+    files = {TAIL if name == HEAD else name: data for name, data in bundle.files.items()}
+    return stock.signed(repacked(replace(bundle, files=files), kind="tail")).to_zip()
+
+
 OPERATOR = "uses the operator"
 CONTROL = ("If", "Loop", "Scan", "SequenceMap")
 CHANCE = ("RandomNormal", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout")
@@ -280,6 +297,8 @@ KINDS: Sequence[Kind] = (
     kind("too many nodes", "graph", "nodes; at most 64", _graph(_deepen)),
     kind("tensor that fills the memory", "graph", "refused for its cost", _graph(_double)),
     kind("another interface", "graph", "expected one float32", _graph(_widen)),
+    kind("a head as a tail", "graph", "expected one float32 'prefix'", _as_tail),
+    kind("adapter without a place", "adapter", "no layers for adapters", _adapted),
     kind("damaged samples", "golden", "cannot be read", _cut_golden),
     kind(
         "samples that are not finite",
