@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -95,12 +96,20 @@ class RayFleet:
 class ConductorActor:
     """The conductor in a process of its own."""
 
-    def __init__(self, store: str, *, hold_s: float, stage_s: float, webhook_url: str) -> None:
+    def __init__(self, settings: str, cluster: str) -> None:
+        checked = ServeSettings.model_validate_json(settings)
         # Ray restarts an actor whose process dies, but not one that fails to start.
         self._conductor = ask_until_answered(
-            lambda: Conductor(HeadLog(store), RayFleet(), hold_s=hold_s, stage_s=stage_s)
+            lambda: Conductor(
+                HeadLog(checked.store),
+                RayFleet(),
+                cluster=cluster,
+                hold_s=checked.swap_hold_s,
+                stage_s=checked.swap_stage_s,
+                may_differ=checked.may_differ,
+            )
         )
-        self._rollouts = RolloutWatch(self._conductor, webhook_url=webhook_url)
+        self._rollouts = RolloutWatch(self._conductor, webhook_url=checked.webhook_url)
 
     async def poll(self, poll: Poll) -> Directive:
         """See `Conductor.poll`."""
@@ -140,12 +149,8 @@ def conductor_of(settings: ServeSettings) -> Any:
             max_restarts=-1,
             max_concurrency=1000,
         )
-        .remote(
-            settings.store,
-            hold_s=settings.swap_hold_s,
-            stage_s=settings.swap_stage_s,
-            webhook_url=settings.webhook_url,
-        )
+        # Given once, and to every restart of the actor: so the name stays that of the cluster.
+        .remote(settings.model_dump_json(), secrets.token_hex(4))
     )
 
 

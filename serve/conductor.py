@@ -20,6 +20,7 @@ from serve import protocol
 from serve.headlog import HeadLog
 from serve.messages import AnyChange, Directive, Outcome, Poll, Refused, Swapped
 from serve.metrics import Report, fleet_text, merge
+from serve.presence import GONE_AFTER, SHOW_EVERY_S, Presence
 from serve.proposal import Proposal, overtaken, propose
 from serve.protocol import Phase, ReplicaId
 from serve.record import LogView, Record, TrunkChange, fold
@@ -33,6 +34,7 @@ PROBE_S = 0.1  # how often the members that are missing are looked for among the
 SILENCE_S = 5.0  # a member that is alive but not heard of for so long has to be killed
 START_S = 60.0  # one that has never been heard of may still be starting
 ATTEMPTS = 3
+FOLLOW_S = 0.4  # how often it is looked for what other clusters wrote
 
 
 @runtime_checkable
@@ -67,17 +69,35 @@ class OvertakenError(Exception):
 class Conductor:
     """The one that writes to the log.
 
-    Another service may write to it too, in its place or by mistake. Each number is then won by one
-    of them; the loser's replicas stop answering until they have loaded what was written, and its
-    change goes on if it was about another task.
+    Two clusters may answer from one log, while one takes the place of the other. The conductor that
+    started last holds the pen: its epoch record says so. The other refuses changes, and takes its
+    own replicas to each record of the first as soon as it sees it. Should both write a number all
+    the same, one of them wins it; the loser's replicas stop answering until they have loaded what
+    was written, and its change goes on if it was about another task.
 
     Args:
+        cluster: The same for every conductor of this cluster, and no other's.
         hold_s: The replicas' longest hold; the swap is given up a little earlier.
         stage_s: Longest wait for all replicas to load a bundle.
+        may_differ: Whether changes are made though another cluster answers too; it then follows
+            within a second, and until then its callers get older answers.
     """
 
-    def __init__(self, log: HeadLog, fleet: Fleet, *, hold_s: float, stage_s: float) -> None:
-        self._log, self._fleet = log, fleet
+    def __init__(
+        self,
+        log: HeadLog,
+        fleet: Fleet,
+        *,
+        cluster: str,
+        hold_s: float,
+        stage_s: float,
+        may_differ: bool = False,
+    ) -> None:
+        self._log, self._fleet, self._cluster = log, fleet, cluster
+        self._presence, self._may_differ = Presence(log.store, cluster), may_differ
+        self._presence.show()
+        self._others = self._presence.others()
+        self._following: asyncio.Task[None] | None = None
         self._hold_s, self._stage_s = hold_s, stage_s
         self._name = f"conductor-{secrets.token_hex(4)}"
         self._view = self._fence(log.follow(LogView()))
@@ -98,6 +118,8 @@ class Conductor:
 
     async def poll(self, poll: Poll) -> Directive:
         """Take a replica's report; answer when there is news for it, or after a while."""
+        if self._following is None:
+            self._following = asyncio.ensure_future(self._follow_others())
         self._heard_at_s[poll.replica] = time.monotonic()
         if poll.metrics is not None:
             self._metrics[poll.replica] = poll.metrics
@@ -172,6 +194,8 @@ class Conductor:
         async with self._one_at_a_time:
             undone: list[str] = []
             while len(undone) < ATTEMPTS:
+                if refused := self._without_pen():
+                    return refused
                 proposed = propose(self._view, change, datetime.now(UTC))
                 if not isinstance(proposed, Proposal):
                     return proposed
@@ -196,6 +220,74 @@ class Conductor:
                     if refused := overtaken(change, error.foreign):
                         return refused
             return Refused("unavailable", f"The swap was undone {ATTEMPTS} times: {undone[-1]}.")
+
+    def _without_pen(self) -> Refused | None:
+        """Why this conductor makes no changes now, if it makes none."""
+        if self._view.pen != self._cluster:
+            return Refused(
+                "conflict",
+                f"Cluster {self._view.pen} has taken over this head log; make changes there. This "
+                f"one, {self._cluster}, follows it.",
+            )
+        if self._others and not self._may_differ:
+            return Refused(
+                "conflict",
+                f"Cluster {self._others[0]} answers from this head log too, and its callers would "
+                f"see the change later than yours. Wait until it has stopped (it is forgotten "
+                f"after {GONE_AFTER.seconds} s), or start this one with HEADSTOCK_MAY_DIFFER=true.",
+            )
+        return None
+
+    async def _follow_others(self) -> None:
+        """Keep up with what another cluster's conductor writes."""
+        shown_s = time.monotonic()
+        while True:
+            await asyncio.sleep(FOLLOW_S)
+            try:
+                if await asyncio.to_thread(self._log.get_record, self._view.number + 1):
+                    await self._follow()
+                if self._state.members and time.monotonic() > shown_s + SHOW_EVERY_S:
+                    shown_s = time.monotonic()
+                    await asyncio.to_thread(self._presence.show)
+                    self._others = await asyncio.to_thread(self._presence.others)
+            except StoreError as error:
+                logger.warning("cannot see what others write: %s", error)
+            # It must outlive any error: it is the only way to hear of others.
+            except Exception:
+                logger.exception("following the log stumbled and goes on")
+
+    async def _follow(self) -> None:
+        """Take the fleet to the records that others have written."""
+        async with self._one_at_a_time:
+            # A record of one's own is folded by now.
+            for record in await asyncio.to_thread(self._log.read_records, self._view.number):
+                if record.kind == "commit":
+                    await self._follow_commit(record)
+                else:
+                    self._view = fold(self._view, [record])
+
+    async def _follow_commit(self, record: Record) -> None:
+        """A swap whose commit stands already: it can be late, but not undone."""
+        self._state = protocol.begin(self._state, record.number)
+        self._record = record
+        self._vetoes.clear()
+        try:
+            await self._all_acknowledge(self._stage_s)
+            await self._all_acknowledge(self._hold_s * 0.8)
+        except SwapUndoneError as error:
+            logger.warning("record %d is loaded one by one: %s", record.number, error)
+            self._state = protocol.give_up(self._state)
+            self._take(record)  # nobody is released: who held goes on once it has loaded this
+            self._state = protocol.decided(self._state, is_own_commit=False)
+            self._record = None
+            self._tell()
+            return
+        self._view = fold(self._view, [record])
+        self._state = protocol.decided(self._state, is_own_commit=True)
+        self._tell()
+        await self._all_flip()
+        self._record = None
+        self._tell()
 
     async def _swap(self, record: Record) -> Swapped:
         """Stage, hold, commit, flip.
@@ -341,9 +433,15 @@ class Conductor:
                 logger.warning("not yet: %s", error)
 
     def _fence(self, view: LogView) -> LogView:
-        """Take the next free number with an abort, until one's own stands."""
+        """Take the next free number with an abort, until one's own stands.
+
+        It takes the pen too, unless another cluster has taken it over from this one.
+        """
         while True:
+            is_superseded = self._cluster in view.epochs and view.pen != self._cluster
             abort = self._abort(view)
+            if not is_superseded:
+                abort = abort.model_copy(update={"epoch": self._cluster})
             standing = self._log.put_record(abort)
             view = self._log.follow(view)
             if standing == abort:

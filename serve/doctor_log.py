@@ -13,6 +13,7 @@ from export.bundle import Digest
 from serve.doctor import Finding
 from serve.garbage import is_garbage
 from serve.headlog import HeadLog, blob_digest, blob_name, record_number
+from serve.presence import FOLDER as CLUSTERS
 from serve.record import ORIGIN, HeadLogError, Record
 from serve.references import referenced
 from serve.store import PROBE, Store, Stored, StoreError
@@ -127,7 +128,12 @@ def check_strangers(contents: Contents) -> Iterable[Finding]:
     strangers = [
         stored.name
         for stored in contents.objects
-        if not (record_number(stored.name) or blob_digest(stored.name) or stored.name == PROBE)
+        if not (
+            record_number(stored.name)
+            or blob_digest(stored.name)
+            or stored.name == PROBE
+            or stored.name.startswith(CLUSTERS)
+        )
     ]
     yield from _first(
         [

@@ -116,6 +116,9 @@ class Record(_Entry):
     kind: Literal["commit", "abort"]
     previous: Digest = Field(description="digest of the record before; of nothing for the first")
     writer: Text
+    epoch: Text = Field(
+        "", description="the cluster whose conductor writes the log from here on; mostly unsaid"
+    )
     written_at: Text = Field(description="UTC, ISO 8601; for people, nothing is decided by it")
     changes: tuple[TaskChange, ...] = ()
     settings: tuple[SettingsChange, ...] = ()
@@ -201,6 +204,7 @@ class LogView:
         key_history: What was said of each signing key, by its id, oldest first.
         heldouts: Held-out samples of each task that ever had one, oldest first.
         keys: Number of the commit that each idempotency key made.
+        epochs: The clusters that have held the pen, oldest first; the last holds it.
     """
 
     number: int = 0
@@ -212,6 +216,12 @@ class LogView:
     key_history: Mapping[str, tuple[KeyVersion, ...]] = field(default_factory=dict)
     heldouts: Mapping[str, tuple[HeldoutVersion, ...]] = field(default_factory=dict)
     keys: Mapping[str, int] = field(default_factory=dict)
+    epochs: tuple[str, ...] = ()
+
+    @property
+    def pen(self) -> str:
+        """The cluster whose conductor may write commits; "" if none has said so."""
+        return self.epochs[-1] if self.epochs else ""
 
     def last(self, task: str) -> TaskVersion | None:
         """The version that a task is at, or None if it was never pushed."""
@@ -258,7 +268,7 @@ def fold(view: LogView, records: Iterable[Record]) -> LogView:
     """
     number, tip, live_number, trunk = view.number, view.tip, view.live_number, view.trunk
     tasks, set_tasks, keys = dict(view.tasks), dict(view.set_tasks), dict(view.keys)
-    key_history = dict(view.key_history)
+    key_history, epochs = dict(view.key_history), view.epochs
     heldouts = dict(view.heldouts)
     for record in records:
         if record.number != number + 1:
@@ -271,6 +281,8 @@ def fold(view: LogView, records: Iterable[Record]) -> LogView:
                 f"{number} is {tip}: one of the two was edited or replaced."
             )
         number, tip = record.number, record.digest
+        if record.epoch and record.epoch != (epochs[-1] if epochs else ""):
+            epochs = (*epochs, record.epoch)
         if record.kind == "abort":
             continue
         live_number, trunk = number, record.trunk or trunk
@@ -286,7 +298,9 @@ def fold(view: LogView, records: Iterable[Record]) -> LogView:
             heldouts[sample.task] = (*samples, _heldout_version(record, sample))
         if record.idempotency_key:
             keys[record.idempotency_key] = number
-    return LogView(number, tip, live_number, trunk, tasks, set_tasks, key_history, heldouts, keys)
+    return LogView(
+        number, tip, live_number, trunk, tasks, set_tasks, key_history, heldouts, keys, epochs
+    )
 
 
 def _version(record: Record, change: TaskChange) -> TaskVersion:

@@ -77,6 +77,10 @@ class ServeSettings(BaseSettings):
         REQUEST_TIMEOUT_S,
         description="Longest time for one answer; x-headstock-timeout-ms asks for less.",
     )
+    may_differ: bool = Field(
+        False,
+        description="Whether heads change while another cluster answers from the same store.",
+    )
     webhook_url: Annotated[str, Field(pattern="^(https?://.+)?$")] = Field(
         "", description="Gets a POST when a rollout is ended by rule."
     )

@@ -6,6 +6,7 @@ What carries the messages is written here, so a test can cut, delay or crash any
 from __future__ import annotations
 
 import asyncio
+import secrets
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -188,15 +189,24 @@ class LocalFleet:
         store: Folder or URL of the log.
         trunk: Folder of the trunk, installed in the log first.
         replicas: How many to start.
+        cluster: Its name, which its conductors keep; a new one if it is not given.
     """
 
     def __init__(
-        self, store: Path | str, trunk: Path, *, replicas: int, hold_s: float = 1.0, **settings: Any
+        self,
+        store: Path | str,
+        trunk: Path,
+        *,
+        replicas: int,
+        hold_s: float = 1.0,
+        cluster: str = "",
+        **settings: Any,
     ) -> None:
         self.settings = ServeSettings.model_validate(
             {"store": str(store), "swap_hold_s": hold_s, "swap_stage_s": 5.0, **settings}
         )
         self.log = ConductorLog(str(store))
+        self.cluster = cluster or secrets.token_hex(4)
         self.replicas: dict[str, Replica] = {}
         self.links: dict[str, LocalLink] = {}
         self.killed: list[str] = []
@@ -251,6 +261,8 @@ class LocalFleet:
         conductor = Conductor(
             self.log,
             self,
+            cluster=self.cluster,
+            may_differ=self.settings.may_differ,
             hold_s=self.settings.swap_hold_s,
             stage_s=self.settings.swap_stage_s,
         )

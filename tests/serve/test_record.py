@@ -322,3 +322,15 @@ def test_only_a_retirement_has_no_bundle(fields: dict[str, object]) -> None:
     """And every other version has one."""
     with pytest.raises(ValidationError, match="and bundle is"):
         TaskChange.model_validate({**CHANGE, **fields})
+
+
+def test_the_pen_goes_to_whoever_took_it_last() -> None:
+    """An epoch is an abort that names a cluster; one that takes it again changes nothing."""
+    view = LogView()
+    for cluster in ("a", "a", "", "b"):
+        epoch = record(view).model_copy(update={"kind": "abort", "epoch": cluster})
+        view = fold(view, [epoch])
+
+    assert LogView().pen == ""
+    assert (view.epochs, view.pen) == (("a", "b"), "b")
+    assert b"epoch" not in record(view).to_bytes()

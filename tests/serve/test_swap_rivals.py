@@ -159,10 +159,13 @@ def test_a_replica_that_settles_by_itself_does_not_take_anothers_commit_for_its_
 def test_two_services_that_push_at_once_agree_on_one_history(
     store: str, trunk_folder: Path, heads: Heads
 ) -> None:
-    """Each pushes its own task; no push is lost, none is refused, and the log has no gap."""
+    """Each pushes its own task; no push is lost, none is refused, and the log has no gap.
+
+    They go by one name, so that neither knows of the other: what holds is put-if-absent alone.
+    """
     with (
-        LocalFleet(store, trunk_folder, replicas=1) as one,
-        LocalFleet(store, trunk_folder, replicas=1) as other,
+        LocalFleet(store, trunk_folder, replicas=1, cluster="both") as one,
+        LocalFleet(store, trunk_folder, replicas=1, cluster="both") as other,
         ThreadPoolExecutor(2) as pool,
     ):
 
