@@ -271,15 +271,7 @@ def fold(view: LogView, records: Iterable[Record]) -> LogView:
     key_history, epochs = dict(view.key_history), view.epochs
     heldouts = dict(view.heldouts)
     for record in records:
-        if record.number != number + 1:
-            raise HeadLogError(
-                f"Record {record.number} follows record {number}; expected {number + 1}."
-            )
-        if record.previous != tip:
-            raise HeadLogError(
-                f"Record {record.number} names {record.previous} as the one before it, but record "
-                f"{number} is {tip}: one of the two was edited or replaced."
-            )
+        _check_follows(record, number, tip)
         number, tip = record.number, record.digest
         if record.epoch and record.epoch != (epochs[-1] if epochs else ""):
             epochs = (*epochs, record.epoch)
@@ -301,6 +293,18 @@ def fold(view: LogView, records: Iterable[Record]) -> LogView:
     return LogView(
         number, tip, live_number, trunk, tasks, set_tasks, key_history, heldouts, keys, epochs
     )
+
+
+def _check_follows(record: Record, number: int, tip: Digest) -> None:
+    if record.number != number + 1:
+        raise HeadLogError(
+            f"Record {record.number} follows record {number}; expected {number + 1}."
+        )
+    if record.previous != tip:
+        raise HeadLogError(
+            f"Record {record.number} names {record.previous} as the one before it, but record "
+            f"{number} is {tip}: one of the two was edited or replaced."
+        )
 
 
 def _version(record: Record, change: TaskChange) -> TaskVersion:
