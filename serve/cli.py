@@ -20,8 +20,8 @@ import typer
 from rich.progress import track
 from rich.table import Table
 
-from serve import cli_keys, cli_learn, cli_rollout, cli_store, cli_task
-from serve.cli_rollout import parse_share, print_rollout
+from serve import cli_audit, cli_keys, cli_learn, cli_rollout, cli_store, cli_task
+from serve.cli_rollout import parse_share
 from serve.client import Client, ClientError, Prediction
 from serve.console import (
     DEFAULT_SERVER,
@@ -31,14 +31,11 @@ from serve.console import (
     notes,
     out,
     print_json,
-    settings_text,
     short,
     show_swap,
-    signer_text,
 )
 from serve.runtime import DEFAULT_PROXY
 from serve.settings import load_settings
-from serve.task_settings import DEFAULTS
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
@@ -53,6 +50,7 @@ cli_task.add_to(app)
 cli_keys.add_to(app)
 cli_store.add_to(app)
 cli_rollout.add_to(app)
+cli_audit.add_to(app)
 
 
 def main() -> None:
@@ -194,43 +192,6 @@ def retire(
     show_swap("retired", retired, as_json=as_json)
 
 
-@app.command(epilog="Example: headstock status")
-def status(server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
-    """Show what is live."""
-    with Client(server) as client:
-        live = client.tasks()
-        rollouts = {
-            task["task"]: client.task(task["task"])["rollout"]
-            for task in live["tasks"]
-            if task["candidate"]
-        }
-    if as_json:
-        print_json(live)
-        return
-    out.print(f"trunk {short(live['trunk'] or 'none')}, record {live['log_number']}")
-    _print_versions(live["tasks"], first="task")
-    for task in live["tasks"]:
-        if special := _not_default(task["settings"]):
-            out.print(f"{task['task']}: {settings_text(special)}")
-    for name, rollout in rollouts.items():
-        print_rollout(name, rollout)
-
-
-@app.command(epilog="Example: headstock history pets")
-def history(
-    task: Annotated[str, typer.Argument(help="Task.")],
-    server: Server = DEFAULT_SERVER,
-    as_json: AsJson = False,
-) -> None:
-    """Show every version of a task and every change of its settings, oldest first."""
-    with Client(server) as client:
-        versions = client.history(task)
-    if as_json:
-        print_json(versions)
-        return
-    _print_versions(versions, first="version")
-
-
 @app.command(epilog="Example: headstock predict pets cat.jpg dog.jpg --top 3")
 def predict(
     task: Annotated[str, typer.Argument(help="Task.")],
@@ -320,52 +281,6 @@ def _show_gates(asked: dict[str, Any], *, as_json: bool) -> None:
             f"{asked['task']} would be at version {would['version']} ({short(would['bundle'])}); "
             "nothing was stored"
         )
-
-
-def _not_default(settings: dict[str, Any]) -> dict[str, Any]:
-    defaults = DEFAULTS.model_dump()
-    return {name: value for name, value in settings.items() if value != defaults.get(name)}
-
-
-def _print_versions(versions: list[dict[str, Any]], *, first: str) -> None:
-    columns = [
-        "task",
-        "version",
-        "action",
-        "bundle",
-        "labels",
-        "signed by",
-        "when (UTC)",
-        "message",
-    ]
-    table = Table(*(columns if first == "task" else columns[1:]))
-    for version in versions:
-        cells = [version["task"], *_cells(version)]
-        is_gone = first == "task" and version["action"] == "retire"
-        table.add_row(*(cells if first == "task" else cells[1:]), style="dim" if is_gone else None)
-    out.print(table)
-
-
-def _cells(version: dict[str, Any]) -> list[str]:
-    when, message = version["written_at"][:19].replace("T", " "), version["message"]
-    if version["action"] == "settings":
-        return ["", f"set {settings_text(version['changed'])}", "", "", "", when, message]
-    if version["action"] == "heldout":
-        return ["", f"held-out sample {short(version['heldout'])}", "", "", "", when, message]
-    labels = version["labels"]
-    more = f" +{len(labels) - 4}" if len(labels) > 4 else ""  # noqa: PLR2004
-    action = version["action"]
-    if version["rolled_back_to"]:
-        action += f" to {version['rolled_back_to']}"
-    return [
-        str(version["version"]),
-        action,
-        short(version["bundle"] or ""),
-        ", ".join(labels[:4]) + more,
-        signer_text(version["signed_by"]),
-        when,
-        message,
-    ]
 
 
 def _print_json_line(value: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -351,6 +351,41 @@ class Client:
         told = self._send("GET", f"/tasks/{task}/versions")
         entries = [*told["versions"], *told["settings"], *told["heldout"]]
         return sorted(entries, key=lambda entry: entry["record"])
+
+    def log(self, *, after: int = 0) -> Iterator[dict[str, Any]]:
+        """Every record of the head log after that number, oldest first, as it arrives.
+
+        Raises:
+            ClientError: the service said no, or stopped in the middle.
+        """
+        try:
+            with self._http.stream("GET", "/log", params={"after": after}) as response:
+                if not response.is_success:
+                    response.read()
+                    _body(response)
+                for line in response.iter_lines():
+                    yield json.loads(line)
+        except httpx.TransportError as error:
+            raise ClientError(0, f"{self.url} stopped answering: {error}.") from error
+
+    def bundle(self, digest: str) -> dict[str, Any]:
+        """The manifest of a bundle that was ever live, and the versions that had it.
+
+        Args:
+            digest: As answers name it, or its first eight digits or more.
+
+        Raises:
+            ClientError: the service said no.
+        """
+        return self._send("GET", f"/bundles/{digest}")
+
+    def diff(self, task: str, a: int, b: int) -> dict[str, Any]:
+        """What changed from one version of a task to another.
+
+        Raises:
+            ClientError: the service said no.
+        """
+        return self._send("GET", f"/tasks/{task}/diff", params={"a": a, "b": b})
 
     def _send(self, method: str, path: str, **content: Any) -> Any:
         for attempt in range(1, TRIES + 1):

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from serve.http.admin import Admin
+from serve.http.audit import Audit
 from serve.http.keys import Keys
 from serve.http.predict import Predict
 from serve.http.problems import problem, problem_of
@@ -27,6 +28,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 def http_app(replica: Replica, link: Link) -> Starlette:
     """The service of one replica over HTTP."""
     predict, admin, keys = Predict(replica), Admin(replica, link), Keys(replica, link)
+    audit = Audit(replica)
 
     async def live(_: Request) -> Response:
         return Response(status_code=200 if replica.is_healthy else 503)
@@ -55,6 +57,9 @@ def http_app(replica: Replica, link: Link) -> Starlette:
             route("GET", "/keys", keys.keys),
             route("POST", "/keys", keys.trust),
             route("DELETE", "/keys/{key_id}", keys.revoke),
+            route("GET", "/tasks/{task}/diff", audit.diff),
+            route("GET", "/bundles/{digest}", audit.bundle),
+            route("GET", "/log", audit.log),
             route("GET", "/metrics", admin.metrics),
             route("GET", "/v2/health/live", live),
             route("GET", "/v2/health/ready", ready),
