@@ -286,19 +286,24 @@ def test_a_sample_that_cannot_be_says_why(
     assert http.get("/tasks/colours").json()["heldout"] == digest_of(heldout())
 
 
-def test_replicas_fetch_no_sample_to_stage_or_serve(push: Push, fleet: LocalFleet) -> None:
+def test_replicas_fetch_no_sample_to_stage_or_serve(
+    push: Push, fleet: LocalFleet, make_bundle: BundleMaker
+) -> None:
     """Its blob may be gone: swaps and starts go on, and only a comparison needs it."""
     push(PERFECT)
-    push(2 * PERFECT)
+    bundle = make_bundle(weight=2 * PERFECT, heldout=heldout())
+    fleet.log.put_bundle(bundle)
     digest = digest_of(heldout()).removeprefix("sha256:")
     (Path(fleet.settings.store) / "blobs" / "sha256" / digest).unlink()
-    back = fleet.roll_back("colours", key="back")
+    labels = bundle.manifest.labels
+    change = Change("colours", "staged", bundle=bundle.digest, labels=labels)
+    staged = fleet.ask(lambda conductor: conductor.change(change)).result(10)
     late = fleet.start_replica()
     fleet.wait_admitted(late)
     answer = HttpClient(fleet, late).post("/predict/colours", content=png_of(0))
 
-    assert isinstance(back, Swapped)
-    assert answer.json()["version"] == 3
+    assert isinstance(staged, Swapped), staged
+    assert answer.json()["version"] == 2
     assert "is missing" in problem(push(PERFECT, heldout=None), 503)
 
 
