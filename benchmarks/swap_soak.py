@@ -1,7 +1,7 @@
 """Do swaps all day long fail, tear or turn back anything, and what do they cost the others?
 
 Four replicas answer an open load of requests for eight tasks; in every second phase a pusher
-pushes, rolls back, and pushes poisoned bundles that have to be refused.
+pushes, rolls back, retires, and pushes poisoned bundles that have to be refused.
 
 A run is made of segments, each with its seed. Finished ones are kept in a file, and a run that was
 stopped goes on after them.
@@ -37,6 +37,8 @@ UTILISATION = 0.5
 PHASE_S = 10.0
 POISONED = 0.1  # of the pushes
 ROLLBACKS = 0.15
+RETIRES = 0.05
+RETIRED = "retired"  # a task that nobody asks: asked while it is retired it has no answer
 PROGRESS = Path.home() / ".cache" / "headstock-benchmarks" / "swap_soak.jsonl"
 
 
@@ -148,7 +150,11 @@ class Soak:
             if kind < POISONED:
                 segment.refused += self._is_refused(self._load.bundle(task, is_poisoned=True))
                 continue
-            if kind < POISONED + ROLLBACKS and len(self._client.versions(task)) > 1:
+            if kind > 1 - RETIRES:
+                self._client.push(self._load.bundle(RETIRED))
+                asked_s, task = time.monotonic(), RETIRED
+                made = self._client.retire(RETIRED)
+            elif kind < POISONED + ROLLBACKS and len(self._client.versions(task)) > 1:
                 made = self._client.rollback(task)
             else:
                 made = self._client.push(self._load.bundle(task))
