@@ -118,6 +118,7 @@ def test_a_replica_killed_while_a_task_is_held_does_not_stop_the_swap(
     heads.seeds[slow.digest] = 0
     with service.client() as client:
         client.push(slow)
+        client.set_task("held", {"max_slowdown": 1000})  # it is pushed again after fast ones
     victim, survivor = service.replicas()
     with Callers(service, heads, (("held",),), tries=TRIES) as callers:
         callers.wait_for(20)

@@ -283,7 +283,16 @@ def test_a_head_that_takes_much_longer_is_refused_and_told_the_setting(
     assert "x in batches of 1, " in str(refused.value)
     assert check_latency(heavy, plain, engine, task="colours", max_slowdown=2 * asked)
     assert "what is live" in check_latency(heavy, heavy, engine, task="c", max_slowdown=1.5)
-    assert "nothing is live" in check_latency(plain, None, engine, task="c", max_slowdown=1.5)
+
+
+def test_a_first_push_is_measured_and_not_refused(engine: Engine, make_bundle: BundleMaker) -> None:
+    """However slow: its task has no settings yet that could allow it."""
+    heavy = Contender(make_bundle(weight=PERFECT, graph=slow()), engine)
+    told = check_latency(heavy, None, engine, task="colours", max_slowdown=1.5)
+    ratio = float(told.removeprefix("answers take ").partition(" x")[0])
+
+    assert ratio > 1.5
+    assert "the time of a plain head; nothing is live to be slower than" in told
 
 
 def test_a_slow_down_that_nobody_would_notice_is_none(
