@@ -48,6 +48,14 @@ RETRIES_END_S = 8.0
 # What every library of obstore may raise beside its own errors.
 _ERRORS = (BaseError, OSError, ValueError, NotImplementedError)
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "bucket does not exist")
+# Without credentials, a machine of a cloud is asked for its own, which exists nowhere else.
+_NO_CREDENTIALS = (
+    "Missing AccessKeyId",
+    "/latest/api/token",
+    "/latest/meta-data",
+    "/computeMetadata/",
+    "/metadata/identity",
+)
 _AWAY = re.compile(r"error (sending|following|decoding|reading)|timed out|status code: (5\d\d|429)")
 
 
@@ -286,15 +294,18 @@ def _reason(error: Exception) -> str:
     details = f" ({said[1]}: {said[2].rstrip('.')})" if said else ""
     if isinstance(error, (PermissionDeniedError, UnauthenticatedError)):
         return f"access is denied; check the credentials and what they allow{details}."
+    if any(sign in text for sign in _NO_CREDENTIALS):
+        return (
+            "there are no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what "
+            "else its cloud reads."
+        )
     if "kind: Timeout" in str(error):
         return "it did not answer in time."
     if "error sending request" in text:
         return "it cannot be reached, or broke the connection."
-    if "169.254.169.254" in text or "Missing AccessKeyId" in text:
-        return "there are no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
     if status := re.search(r"status code: (\d+[^:<]*)", text):
         return f"it answered {status[1].strip()}{details}."
-    return " ".join(text.partition("\n")[0].split())
+    return re.sub(r"\?\S+", "?…", " ".join(text.partition("\n")[0].split()))
 
 
 def _text(error: Exception) -> str:

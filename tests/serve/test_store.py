@@ -134,9 +134,14 @@ def test_wrong_credentials_are_named(faulty: FaultyServer, s3_url: str) -> None:
     )
 
 
-def test_missing_credentials_are_named(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And which variables they are read from."""
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+@pytest.mark.parametrize("num_missing", [1, 2])
+def test_missing_credentials_are_named(
+    s3_url: str, num_missing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And which variables they are read from; no machine of a cloud has any for us here."""
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")[:num_missing]:
+        monkeypatch.delenv(name)
 
     with pytest.raises(StoreError, match="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
         HeadLog(s3_url)
