@@ -21,11 +21,20 @@ CREDENTIALS = {
     "AWS_ALLOW_HTTP": "true",
 }
 
-# It ends with its standard input, so also when the tests are killed.
+# It ends with its standard input, so also when the tests are killed. Puts go one at a time, because
+# moto looks whether there is an object and then writes it: now and then two of 8 rivals won.
 SERVER = """
-import logging, sys
+import logging, sys, threading
+from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
 
+put, one_at_a_time = S3Response.put_object, threading.Lock()
+
+def put_alone(response):
+    with one_at_a_time:
+        return put(response)
+
+S3Response.put_object = put_alone
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
 server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
 server.start()
