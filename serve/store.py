@@ -255,12 +255,13 @@ def _open(url: str, *, limit_s: float, num_retries: int) -> Any:
 
 
 def _unbroken(call: Callable[[], T]) -> T:
-    """Call again if the connection broke: obstore does not for a creation, nor in a listing."""
+    """Call again if the connection broke where obstore gives up: in a creation or a listing."""
     for _ in range(NUM_RETRIES):
         try:
             return call()
         except BaseError as error:
-            if "kind: Interrupted" not in str(error):
+            is_tried_again = "retries, max_retries" in _text(error)
+            if is_tried_again or "kind: Interrupted" not in str(error):
                 raise
     return call()
 

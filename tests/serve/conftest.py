@@ -203,8 +203,8 @@ def faulty(
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time limits of a store that a test can wait for; those of a service are seconds."""
-    monkeypatch.setattr(storing, "QUICK_S", 0.3)
-    monkeypatch.setattr(storing, "SILENT_S", 0.3)
+    monkeypatch.setattr(storing, "QUICK_S", 1.0)
+    monkeypatch.setattr(storing, "SILENT_S", 1.0)
     monkeypatch.setattr(storing, "RETRIES_END_S", 0.4)
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from export.bundle import digest_of
-from serve import store as storing
+from serve.conductor import SILENCE_S
 from serve.headlog import HeadLog
 from serve.record import LogView
 from serve.store import Store, StoreError, UnreachableError, ask_until_answered
@@ -103,7 +103,7 @@ def test_a_store_that_is_away_is_said_to_be_so_within_its_limits(
         with pytest.raises(UnreachableError) as caught:
             call()
 
-        assert time.monotonic() - began_s < 2.5
+        assert time.monotonic() - began_s < 8
         assert f" {s3_url}: {reason}" in str(caught.value)
         assert "\n" not in str(caught.value)
 
@@ -117,7 +117,7 @@ def test_a_settled_hold_waits_for_a_silent_store_no_longer_than_two_tries(
     with pytest.raises(UnreachableError):
         log.put_record(abort(LogView()), timeout_s=0.2)
 
-    assert time.monotonic() - began_s < 2 * storing.QUICK_S + 0.9
+    assert time.monotonic() - began_s < SILENCE_S
 
 
 def test_wrong_credentials_are_named(faulty: FaultyServer, s3_url: str) -> None:
