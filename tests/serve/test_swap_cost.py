@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
+from serve import conductor as conducting
 from tests.serve.faulty import FaultyServer
 from tests.serve.harness import HttpClient, LocalFleet
 from tests.serve.oracle import Heads
 
 
 def test_a_push_asks_of_the_store_what_the_docs_say(
-    faulty: FaultyServer, s3_url: str, trunk_folder: Path, heads: Heads
+    faulty: FaultyServer,
+    s3_url: str,
+    trunk_folder: Path,
+    heads: Heads,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """For a new task and two replicas; the record is the last, and nothing else is held for."""
+    monkeypatch.setattr(conducting, "FOLLOW_S", 60.0)  # what is asked at rest does not count
     with LocalFleet(s3_url, trunk_folder, replicas=2) as fleet:
         faulty.seen.clear()
         pushed = HttpClient(fleet, "replica-1").post(
