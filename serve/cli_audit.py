@@ -170,7 +170,8 @@ def _show_log(client: Client, *, as_json: bool) -> None:
 def _happenings(record: dict[str, Any]) -> list[str]:
     """What a record did, in words."""
     if record["kind"] == "abort":
-        return ["abort"]
+        epoch = record.get("epoch")
+        return [f"cluster {epoch} writes from here on" if epoch else "abort"]
     found = [
         f"{change['action']} {change['task']} {change['version']}"
         for change in record.get("changes", ())
@@ -261,11 +262,18 @@ def _print_versions(versions: list[dict[str, Any]], *, first: str) -> None:
         "when (UTC)",
         "message",
     ]
-    table = Table(*(columns if first == "task" else columns[1:]))
-    for version in versions:
-        cells = [version["task"], *_cells(version)]
+    rows = [[version["task"], *_cells(version)] for version in versions]
+    # Narrow terminals have no room for columns that say nothing.
+    shown = [
+        place
+        for place, column in enumerate(columns)
+        if (column != "task" or first == "task")
+        and (column != "signed by" or any(row[place] for row in rows))
+    ]
+    table = Table(*(columns[place] for place in shown))
+    for version, row in zip(versions, rows, strict=True):
         is_gone = first == "task" and version["action"] == "retire"
-        table.add_row(*(cells if first == "task" else cells[1:]), style="dim" if is_gone else None)
+        table.add_row(*(row[place] for place in shown), style="dim" if is_gone else None)
     out.print(table)
 
 
@@ -280,6 +288,9 @@ def _cells(version: dict[str, Any]) -> list[str]:
     action = version["action"]
     if version["rolled_back_to"]:
         action += f" to {version['rolled_back_to']}"
+    if candidate := version["candidate"]:
+        share = f" for {100 * candidate['share']:.3g} %" if candidate["share"] else ""
+        action += f" {short(candidate['bundle'])}{share}"
     return [
         str(version["version"]),
         action,
