@@ -171,8 +171,8 @@ def test_commands_show_log_diff_and_origin(
     unknown = run("show", "a" * 12)
 
     assert [done.code for done in (log, as_lines, diff, diff_json, shown)] == [0] * 5
-    for what in ("abort", "trunk", "push colours 1", "settings of colours", "rollback colours 3",
-                 "retire shapes 2", "more [b]pictures[/b]"):  # fmt: skip
+    for what in ("writes from here on", "trunk", "push colours 1", "settings of colours",
+                 "rollback colours 3", "retire shapes 2", "more [b]pictures[/b]"):  # fmt: skip
         assert what in log.out
     assert as_lines.out.encode().splitlines() == lines(http)
     assert "weights: moved by" in diff.out
