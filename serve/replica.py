@@ -6,7 +6,10 @@ Knows neither HTTP nor Ray: a replica can be run in a test, or in a program of o
 from __future__ import annotations
 
 import logging
+import os
 import statistics
+import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -51,6 +54,7 @@ from serve.watcher import StageError, Watcher
 logger = logging.getLogger(__name__)
 
 BATCH_TRIALS = 5
+NICER = 5
 
 
 class NoTrunkError(Exception):
@@ -97,7 +101,9 @@ class Replica:
         self._loader.adapters.connect(self.batcher.wake, self._is_pinned)
         self.decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         # One push at a time is examined, so that a burst of them leaves the cores to answers.
-        self.examiner = ThreadPoolExecutor(1, thread_name_prefix="gates")
+        self.examiner = ThreadPoolExecutor(
+            1, thread_name_prefix="gates", initializer=_let_answers_go_first
+        )
         self._history = view
         self.watcher = Watcher(
             name,
@@ -289,6 +295,18 @@ class Replica:
             self.engine.features(pictures)
             seconds.append(time.perf_counter() - began_s)
         return statistics.median(seconds)
+
+
+def _let_answers_go_first() -> None:
+    """Make this thread nicer than those that answer.
+
+    Answers of MobileNetV3-small beside a comparison on 200 pictures, on a busy AMD EPYC of 2 cores:
+    p50 up from 3.3-3.7 to 4.3-8.2 ms as it was, and 2.9-3.6 against 3.0-3.1 ms alone like this; the
+    comparison took 1.2 s instead of 1.0 to 3.5 s.
+    """
+    if sys.platform == "linux":  # elsewhere a thread has no priority of its own
+        me = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, me, os.getpriority(os.PRIO_PROCESS, me) + NICER)
 
 
 def _pushed(change: TaskChange, live: LiveHead | None) -> Digest | None:

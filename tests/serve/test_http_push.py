@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -305,6 +308,17 @@ def test_replicas_fetch_no_sample_to_stage_or_serve(
     assert isinstance(staged, Swapped), staged
     assert answer.json()["version"] == 2
     assert "is missing" in problem(push(PERFECT, heldout=None), 503)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities on Linux")
+def test_gates_that_compare_run_behind_answers(fleet: LocalFleet) -> None:
+    """In a thread of lower priority than the one that runs the engine."""
+
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    examined = fleet.replicas["replica-1"].examiner.submit(niceness).result(5)
+    assert examined == niceness() + 5
 
 
 def test_commands_try_push_and_replace(
