@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from benchmarks.channel_means import expected_scores, make_bundle, png_of, some_picture
 from benchmarks.load import request_of
 from benchmarks.open_load import Connection, poisson_times
+from benchmarks.report import note
 from export.bundle import Bundle, TrunkManifest
 from serve.record import LogView
 
@@ -42,6 +43,7 @@ class Answer:
         caller: One connection; it sends a request when the one before is answered.
         version: 0 if there was no answer.
         is_true: Whether the scores are those of the bundle.
+        error: Why there was no answer.
     """
 
     task: str
@@ -52,6 +54,7 @@ class Answer:
     version: int = 0
     bundle: str = ""
     is_true: bool = False
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +125,8 @@ class JudgedLoad:
         moments = (task, caller, due_s, sent_s, time.monotonic())
         self._idle.append((caller, connection))
         if status != HTTPStatus.OK:
-            answers.append(Answer(*moments))
+            said = body[:200].decode(errors="replace")
+            answers.append(Answer(*moments, error=f"{status} {said}"))
             return
         said = orjson.loads(body)
         truth, scores = self._truths.get(said["bundle"]), list(said["scores"].values())
@@ -135,7 +139,7 @@ class JudgedLoad:
                 return await connection.post(request)
             except (OSError, asyncio.IncompleteReadError):
                 connection.close()
-        return 0, b""
+        return 0, b"its connection broke"
 
     def judge(
         self, answers: Sequence[Answer], swaps: Sequence[Swap], view: LogView
@@ -145,7 +149,10 @@ class JudgedLoad:
             (task, v.change.version): v.change.bundle for task, h in view.tasks.items() for v in h
         }
         answered = [a for a in answers if a.version]
-        problems: dict[str, int] = defaultdict(int, failed=len(answers) - len(answered))
+        failed = [a for a in answers if not a.version]
+        for a in failed:
+            note(f"failed: {a.task}, {a.given_s - a.sent_s:.2f} s after it was sent: {a.error}")
+        problems: dict[str, int] = defaultdict(int, failed=len(failed))
         for a in answered:
             problems["torn"] += not a.is_true or bundles.get((a.task, a.version)) != a.bundle
             problems["refused"] += a.bundle in self._poisoned
