@@ -47,7 +47,7 @@ from serve.replica import Replica
 from serve.task_settings import SettingError, asked_settings
 
 T = TypeVar("T")
-COMPARE_TRIES = 3
+COMPARE_TRIES = 10  # of pushes that are made at once one is live after each round of gates
 PUSH_PARAMETERS = ("canary", "dry_run", "message", "new_labels", "shadow")
 FIELD_NAMES: dict[int | str, str] = {0: "task", 1: "idempotency-key"}  # of what is given by place
 
