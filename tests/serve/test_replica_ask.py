@@ -114,4 +114,6 @@ def test_pictures_of_a_caller_who_has_gone_are_not_decoded(
         future.result(10)
     replica.ask([png_of(3)], TASK, soon()).result(10)
 
-    assert decoded == [png_of(3)]
+    # A busy decoder may have begun only after the noting one was put in place.
+    assert png_of(2) not in decoded
+    assert png_of(3) in decoded
