@@ -278,7 +278,7 @@ def _print_versions(versions: list[dict[str, Any]], *, first: str) -> None:
 
 
 def _cells(version: dict[str, Any]) -> list[str]:
-    when, message = version["written_at"][:19].replace("T", " "), version["message"]
+    when, message = _when(version), version["message"]
     if version["action"] == "settings":
         return ["", f"set {settings_text(version['changed'])}", "", "", "", when, message]
     if version["action"] == "heldout":

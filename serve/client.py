@@ -152,12 +152,7 @@ class Client:
             ClientError: the service said no.
         """
         command = {"share": share, "expected": expected, "message": message}
-        return self._send(
-            "POST",
-            f"/tasks/{task}/promote",
-            json=command,
-            headers={"idempotency-key": uuid.uuid4().hex},
-        )
+        return self._command(f"/tasks/{task}/promote", command)
 
     def task(self, task: str) -> dict[str, Any]:
         """What is live of one task, and how its rollout does if there is one.
@@ -179,12 +174,7 @@ class Client:
             ClientError: the service said no.
         """
         command = {"to": to, "expected": expected, "message": message}
-        return self._send(
-            "POST",
-            f"/tasks/{task}/rollback",
-            json=command,
-            headers={"idempotency-key": uuid.uuid4().hex},
-        )
+        return self._command(f"/tasks/{task}/rollback", command)
 
     def retire(
         self, task: str, *, expected: int | None = None, message: str = ""
@@ -386,6 +376,11 @@ class Client:
             ClientError: the service said no.
         """
         return self._send("GET", f"/tasks/{task}/diff", params={"a": a, "b": b})
+
+    def _command(self, path: str, command: dict[str, Any]) -> dict[str, Any]:
+        """A change that is asked for once, however often it has to be sent."""
+        headers = {"idempotency-key": uuid.uuid4().hex}
+        return self._send("POST", path, json=command, headers=headers)
 
     def _send(self, method: str, path: str, **content: Any) -> Any:
         for attempt in range(1, TRIES + 1):
