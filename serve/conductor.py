@@ -124,11 +124,6 @@ class Conductor:
         if poll.metrics is not None:
             self._metrics[poll.replica] = poll.metrics
         self._take_report(poll)
-        # A replica that has read further than this: another service wrote while nothing was asked
-        # of this one. In a swap the replica may only be the first to know how that ended.
-        if poll.at > self._view.live_number and not self._one_at_a_time.locked():
-            async with self._one_at_a_time:
-                await self._read_on()
         is_admitted = self._admit(poll)
         # That it is admitted, or no longer, is news to the replica.
         if poll.heard == self._sequence and is_admitted == poll.is_joined:
