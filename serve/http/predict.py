@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 import numpy as np
@@ -11,12 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serve.http.body import pictures_in, read_body
+from serve.http.deadline import allowed_s, answered
 from serve.http.problems import RequestError
-from serve.jobs import Answer, DeadlineError
+from serve.jobs import Answer
 from serve.replica import Replica
 
 MAX_TOP_DIGITS = 6
-MAX_TIMEOUT_DIGITS = 12
 
 
 class Predict:
@@ -55,40 +54,14 @@ class Predict:
 
     async def _ask(self, request: Request, tasks: tuple[str, ...] | None) -> list[list[Answer]]:
         replica, settings = self._replica, self._replica.settings
-        longest_s = settings.request_timeout_s
-        timeout_s = _timeout_s(request, longest_s) or self._deadline_of(tasks, longest_s)
+        timeout_s = allowed_s(request, replica, tasks)
         body = await read_body(request, max_bytes=settings.max_body_bytes)
         deadline_s = time.monotonic() + timeout_s
         pictures = await pictures_in(request, body, max_pictures=settings.max_pictures)
         caller = request.headers.get("x-headstock-caller", "")
-        answered = asyncio.wrap_future(replica.ask(pictures, tasks, deadline_s, caller))
-        try:
-            # A caller that goes away cancels this, and with it the rows that have not started.
-            async with asyncio.timeout(deadline_s - time.monotonic()):
-                return await answered
-        except (TimeoutError, DeadlineError):
-            raise DeadlineError(timeout_s) from None
-
-    def _deadline_of(self, tasks: tuple[str, ...] | None, longest_s: float) -> float:
-        """The strictest deadline that is set for one of the tasks, in seconds."""
-        settings = self._replica.batcher.snapshot.settings
-        asked = settings if tasks is None else settings.keys() & set(tasks)
-        return min([longest_s, *(settings[task].deadline_s or longest_s for task in asked)])
-
-
-def _timeout_s(request: Request, longest_s: float) -> float | None:
-    """How long the caller waits, from when its request is there; None if it does not say."""
-    value = request.headers.get("x-headstock-timeout-ms")
-    if value is None:
-        return None
-    is_number = value.isdecimal() and value.isascii() and len(value) <= MAX_TIMEOUT_DIGITS
-    if not is_number or not 1 <= int(value) <= 1000 * longest_s:
-        raise RequestError(
-            400,
-            f"x-headstock-timeout-ms is {value!r:.20}; expected a whole number of milliseconds "
-            f"from 1 to {1000 * longest_s:.0f}.",
+        return await answered(
+            replica.ask(pictures, tasks, deadline_s, caller), deadline_s, timeout_s
         )
-    return int(value) / 1000
 
 
 def _tasks(request: Request) -> tuple[str, ...] | None:
