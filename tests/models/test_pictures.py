@@ -301,3 +301,102 @@ def test_an_mpo_file_of_a_phone_is_its_first_picture(tmp_path: Path) -> None:
     Image.new("RGB", (16, 16), "red").save(path, "MPO", save_all=True, append_images=[blue])
 
     assert load_picture(path.read_bytes(), SMALL)[0, 0, 0] > 250
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_counts_in_every_format(form: str, orientation: int) -> None:
+    """PNG and WebP carry EXIF too, and phones and editors write it."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = gradient(24, 16)
+    data = encoded(picture, form, exif=exif, **({"lossless": True} if form == "WEBP" else {}))
+
+    np.testing.assert_array_equal(
+        np.asarray(decode(data, shorter_side_px=16)), turned(np.asarray(picture), orientation)
+    )
+
+
+def turned(picture: np.ndarray, orientation: int) -> np.ndarray:
+    """What is seen when row 0 and column 0 lie as the orientation says.
+
+    Source: TIFF 6.0, tag 274, "Orientation".
+    """
+    sides = {
+        1: picture,  # top, left
+        2: picture[:, ::-1],  # top, right
+        3: picture[::-1, ::-1],  # bottom, right
+        4: picture[::-1],  # bottom, left
+        5: picture.swapaxes(0, 1),  # left, top
+        6: picture[::-1].swapaxes(0, 1),  # right, top
+        7: picture[::-1, ::-1].swapaxes(0, 1),  # right, bottom
+        8: picture[:, ::-1].swapaxes(0, 1),  # left, bottom
+    }
+    return sides[orientation]
+
+
+def adobe(data: bytes, transform: int) -> bytes:
+    """A JPEG of four channels that says how they are coded: 0 is CMYK, 2 is YCCK.
+
+    Source: Adobe Technical Note 5116, "Supporting the DCT Filters", section 18.
+    """
+    place = data.index(b"Adobe")
+    return data[: place + 11] + bytes([transform]) + data[place + 12 :]
+
+
+def sixteen_bits(colour: int, channels: int) -> bytes:
+    """A PNG of 16 bits a channel, every channel with its own slope."""
+    grid = np.arange(16)[:, None, None] * 16 + np.arange(16)[None, :, None]
+    values = (grid * np.arange(1, channels + 1) * 257 % 65536).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    return png(16, 16, bits=16, colour=colour, rows=rows)
+
+
+GLASS = noise(16, 16)
+GLASS.putalpha(noise(16, 16, seed=1).convert("L"))
+RED_THEN_BLUE: dict[str, Any] = {
+    "save_all": True,
+    "append_images": [Image.new("RGB", (16, 16), "blue")],
+}
+SEEN = {
+    "grey with alpha": encoded(noise(16, 16).convert("LA")),
+    "colours with alpha": encoded(GLASS),
+    "grey of which one is see-through": encoded(noise(16, 16).convert("L"), transparency=90),
+    "black and white": encoded(noise(16, 16).convert("1")),
+    "a palette": encoded(noise(16, 16).quantize(64)),
+    "a palette with one see-through": encoded(noise(16, 16).quantize(16), transparency=3),
+    "a palette with shares": encoded(
+        noise(16, 16).quantize(16), transparency=bytes(range(0, 256, 16))
+    ),
+    "a colour that is see-through": encoded(gradient(16, 16), transparency=(17, 17, 0)),
+    "CMYK": encoded(noise(16, 16).convert("CMYK"), "JPEG"),
+    "CMYK that is not said to be Adobe's": encoded(noise(16, 16).convert("CMYK"), "JPEG").replace(
+        b"Adobe", b"Other"
+    ),
+    "YCCK": adobe(encoded(noise(16, 16).convert("CMYK"), "JPEG"), 2),
+    "16 bit colours": sixteen_bits(2, 3),
+    "16 bit colours with alpha": sixteen_bits(6, 4),
+    "16 bit grey with alpha": sixteen_bits(4, 2),
+    "progressive": encoded(noise(64, 48), "JPEG", progressive=True),
+    "animated PNG": encoded(Image.new("RGB", (16, 16), "red"), **RED_THEN_BLUE),
+    "animated WebP": encoded(
+        Image.new("RGB", (16, 16), "red"), "WEBP", lossless=True, **RED_THEN_BLUE
+    ),
+    "animated PNG with a still of its own": encoded(
+        noise(16, 16), default_image=True, **RED_THEN_BLUE
+    ),
+    "WebP with alpha": encoded(GLASS, "WEBP", lossless=True),
+}
+
+
+@pytest.mark.parametrize("kind", SEEN)
+def test_a_picture_is_what_pillow_shows_of_it(kind: str) -> None:
+    """The first frame, on white where it is see-through, eight bits a channel."""
+    shown = Image.open(io.BytesIO(SEEN[kind])).convert("RGBA")
+    share = np.asarray(shown, np.float64)[..., 3:] / 255
+    on_white = np.asarray(shown, np.float64)[..., :3] * share + 255 * (1 - share)
+
+    pixels = np.asarray(decode(SEEN[kind], shorter_side_px=1000), np.float64)
+
+    # Pillow mixes in whole numbers.
+    np.testing.assert_allclose(pixels, on_white, atol=1.0)

@@ -94,6 +94,16 @@ def test_a_picture_may_come_as_a_field(client: HttpClient, form: str) -> None:
     assert response.json() == direct
 
 
+@pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "image/jpeg", ""])
+def test_a_picture_is_known_by_its_bytes(client: HttpClient, content_type: str) -> None:
+    """`curl --data-binary` calls every body a form, and others name what is not so."""
+    direct = client.post("/predict/colours", content=png_of(0)).json()
+    headers = {"content-type": content_type}
+    told = client.post("/predict/colours", content=png_of(0), headers=headers)
+
+    assert told.json() == direct
+
+
 def test_several_pictures_are_answered_in_their_order(client: HttpClient) -> None:
     """One result each, as if asked alone."""
     response = client.post("/predict/colours", files=[("image", png_of(s)) for s in (3, 1, 2)])
