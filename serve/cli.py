@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.progress import track
-from rich.table import Table
 
-from serve import cli_audit, cli_keys, cli_learn, cli_rollout, cli_store, cli_task
+from serve import cli_audit, cli_keys, cli_learn, cli_predict, cli_rollout, cli_store, cli_task
 from serve.cli_rollout import parse_share
-from serve.client import Client, ClientError, Prediction
+from serve.client import Client, ClientError
 from serve.console import (
     DEFAULT_SERVER,
     AsJson,
@@ -37,8 +35,6 @@ from serve.console import (
 from serve.runtime import DEFAULT_PROXY
 from serve.settings import load_settings
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
-
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -51,6 +47,7 @@ cli_keys.add_to(app)
 cli_store.add_to(app)
 cli_rollout.add_to(app)
 cli_audit.add_to(app)
+cli_predict.add_to(app)
 
 
 def main() -> None:
@@ -192,84 +189,6 @@ def retire(
     show_swap("retired", retired, as_json=as_json)
 
 
-@app.command(epilog="Example: headstock predict pets cat.jpg dog.jpg --top 3")
-def predict(
-    task: Annotated[str, typer.Argument(help="Task.")],
-    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
-    top: Annotated[int, typer.Option(min=1, help="Labels to show of each picture.")] = 1,
-    server: Server = DEFAULT_SERVER,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON line a picture and nothing else.")
-    ] = False,
-) -> None:
-    """Ask a task of pictures."""
-    paths = _pictures(images)
-    table = Table("picture", "label", "score", "version")
-    num_failed = 0
-    with Client(server) as client:
-        for path in track(paths, "asking", console=notes, transient=True):
-            try:
-                prediction = client.predict(task, path)
-            except ClientError as error:
-                if error.status not in {413, 415}:  # the picture's own fault: go on with the next
-                    raise
-                num_failed += 1
-                _show_failure(path, error, as_json=as_json)
-                continue
-            if as_json:
-                _print_json_line({"picture": str(path), **_best(prediction, top)})
-            else:
-                _add_rows(table, path, prediction, top)
-    if table.rows:
-        out.print(table)
-    if num_failed:
-        raise ClientError(415, f"{num_failed} of {len(paths)} pictures could not be read.")
-
-
-def _pictures(images: list[Path]) -> list[Path]:
-    """The files named, and the pictures in the folders named.
-
-    Raises:
-        FileNotFoundError: a path is missing, or a folder holds no picture.
-    """
-    paths: list[Path] = []
-    for image in images:
-        if image.is_dir():
-            found = sorted(p for p in image.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
-            if not found:
-                raise FileNotFoundError(f"There is no picture in {image}.")
-            paths += found
-        elif image.is_file():
-            paths.append(image)
-        else:
-            raise FileNotFoundError(f"There is no picture at {image}.")
-    return paths
-
-
-def _best(prediction: Prediction, top: int) -> dict[str, Any]:
-    scores = sorted(prediction.scores.items(), key=lambda item: -item[1])[:top]
-    return {
-        "task": prediction.task,
-        "version": prediction.version,
-        "label": prediction.label,
-        "score": prediction.score,
-        "scores": dict(scores),
-    }
-
-
-def _add_rows(table: Table, path: Path, prediction: Prediction, top: int) -> None:
-    for place, (label, score) in enumerate(_best(prediction, top)["scores"].items()):
-        picture, version = (str(path), str(prediction.version)) if place == 0 else ("", "")
-        table.add_row(picture, label, f"{score:.3f}", version)
-
-
-def _show_failure(path: Path, error: ClientError, *, as_json: bool) -> None:
-    if as_json:
-        _print_json_line({"picture": str(path), "error": str(error)})
-    else:
-        notes.print(f"{path}: {error}", style="red", markup=False, soft_wrap=True)
-
-
 def _show_gates(asked: dict[str, Any], *, as_json: bool) -> None:
     """What each gate says, and what a push would make."""
     if as_json:
@@ -281,11 +200,6 @@ def _show_gates(asked: dict[str, Any], *, as_json: bool) -> None:
             f"{asked['task']} would be at version {would['version']} ({short(would['bundle'])}); "
             "nothing was stored"
         )
-
-
-def _print_json_line(value: object) -> None:
-    sys.stdout.write(json.dumps(value) + "\n")
-    sys.stdout.flush()
 
 
 def _one_line(error: Exception) -> str:

@@ -12,7 +12,8 @@ import inspect
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import httpx
@@ -20,6 +21,7 @@ import httpx
 from serve import client_calls as calls
 from serve import client_changes as changes
 from serve.client_calls import Prediction
+from serve.client_each import AT_ONCE, Told, predict_each, predict_each_async
 from serve.client_sending import TRIES, Ask, ClientError, Steps, read, wait_s
 
 __all__ = ["AsyncClient", "Client", "ClientError", "Prediction"]
@@ -112,6 +114,27 @@ class Client:
     trust_key = _waits(changes.trust_key)
     revoke_key = _waits(changes.revoke_key)
 
+    def predict_each(
+        self, task: str, images: Iterable[Path], *, top: int | None = None, at_once: int = AT_ONCE
+    ) -> Iterator[tuple[Path, Told]]:
+        """Ask one task of many pictures; yields each with its prediction, in their order.
+
+        A picture that gets no answer, because it cannot be read or the service has no time for it,
+        comes with its error, and the others go on.
+
+        Args:
+            top: See `predict`.
+            at_once: Most pictures that are under way at any time.
+
+        Raises:
+            ClientError: the service said no to more than the picture, or does not answer.
+        """
+
+        def ask(image: Path) -> Prediction:
+            return self.predict(task, image, top=top)
+
+        return predict_each(ask, images, at_once=at_once)
+
     def log(self, *, after: int = 0) -> Iterator[dict[str, Any]]:
         """Every record of the head log after that number, oldest first, as it arrives.
 
@@ -191,6 +214,20 @@ class AsyncClient:
     set_heldout = _awaits(changes.set_heldout)
     trust_key = _awaits(changes.trust_key)
     revoke_key = _awaits(changes.revoke_key)
+
+    def predict_each(
+        self, task: str, images: Iterable[Path], *, top: int | None = None, at_once: int = AT_ONCE
+    ) -> AsyncIterator[tuple[Path, Told]]:
+        """See `Client.predict_each`.
+
+        Raises:
+            ClientError: see there.
+        """
+
+        def ask(image: Path) -> Awaitable[Prediction]:
+            return self.predict(task, image, top=top)
+
+        return predict_each_async(ask, images, at_once=at_once)
 
     async def log(self, *, after: int = 0) -> AsyncIterator[dict[str, Any]]:
         """See `Client.log`.

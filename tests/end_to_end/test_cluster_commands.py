@@ -69,7 +69,7 @@ def test_a_folder_with_a_broken_picture_is_asked_to_its_end(
     done = headstock("predict", "asked", tmp_path, "--top", "3", "--json", server=service.url)
 
     assert done.returncode == 1
-    assert done.stderr.strip() == "headstock: 1 of 3 pictures could not be read."
+    assert done.stderr.strip() == "headstock: 1 of 3 pictures have no answer."
     lines = said_in_json(done)
     assert [Path(str(line["picture"])).name for line in lines] == ["0.png", "1.png", "2.png"]
     assert "JPEG, PNG, WebP" in str(lines[1]["error"])

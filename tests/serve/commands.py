@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serve import cli, cli_audit, cli_keys, cli_rollout, cli_task
+from serve import cli, cli_audit, cli_keys, cli_predict, cli_rollout, cli_task
 from serve.client import Client
 from tests.serve.harness import HttpClient, LocalFleet
 
@@ -60,7 +60,7 @@ def run(
     """Runs a command against the fleet."""
 
     def run(*arguments: str) -> Done:
-        for module in (cli, cli_audit, cli_keys, cli_rollout, cli_task):
+        for module in (cli, cli_audit, cli_keys, cli_predict, cli_rollout, cli_task):
             monkeypatch.setattr(module, "Client", connect)
         monkeypatch.setattr(sys, "argv", ["headstock", *arguments])
         monkeypatch.setattr(cli.out, "width", 200)
