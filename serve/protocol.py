@@ -3,8 +3,8 @@
 The conductor takes one swap at a time through stage, hold, commit and flip; every replica follows.
 A swap is named by its number, which is the number of the log record that decides it, and every
 message and every acknowledgement carries it, so that what comes late or twice touches nothing else.
-`conductor.py` and `watcher.py` drive these transitions; what they do to the world (load a bundle,
-write a record) happens between two transitions, never inside one.
+`swaps.py` and `watcher.py` drive these transitions; what they do to the world (load a bundle, write
+a record) happens between two transitions, never inside one.
 """
 
 from __future__ import annotations

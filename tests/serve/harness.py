@@ -305,11 +305,11 @@ class LocalFleet:
         return sorted(self._routed - frozenset(self.killed))
 
     def living(self) -> frozenset[str]:
-        """See `conductor.Fleet.living`."""
+        """See `roll_call.Fleet.living`."""
         return frozenset(self.replicas) - frozenset(self.killed)
 
     def kill(self, replica: str) -> None:
-        """See `conductor.Fleet.kill`: the process is gone at once, with all that it was doing."""
+        """See `roll_call.Fleet.kill`: the process is gone at once, with all that it was doing."""
         if replica in self.killed:
             return
         self.links[replica].is_cut = True

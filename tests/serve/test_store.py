@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from export.bundle import digest_of
-from serve.conductor import SILENCE_S
 from serve.headlog import HeadLog
 from serve.record import LogView
+from serve.roll_call import SILENCE_S
 from serve.store import Store, StoreError, UnreachableError, ask_until_answered
 from tests.serve.faulty import Fault, FaultyServer
 from tests.serve.test_headlog import abort, write

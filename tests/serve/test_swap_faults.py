@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serve import conductor as conducting
+from serve import roll_call
 from serve.engine import LiveHead
 from serve.headlog import HeadLog
 from serve.jobs import Job, UndecidedError
@@ -92,7 +92,7 @@ def test_a_silent_replica_is_killed_and_the_swap_goes_on(
     tmp_path: Path, trunk_folder: Path, heads: Heads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It lives but is not heard of: nobody can know what it answers, so it has to end."""
-    monkeypatch.setattr(conducting, "SILENCE_S", 0.2)
+    monkeypatch.setattr(roll_call, "SILENCE_S", 0.2)
     with LocalFleet(tmp_path, trunk_folder, replicas=2, swap_stage_s=0.3) as fleet:
         fleet.must_push(heads(1))
         fleet.links["replica-2"].is_cut = True
@@ -110,7 +110,7 @@ def test_a_push_is_refused_when_a_silent_replica_cannot_be_ended(
     tmp_path: Path, trunk_folder: Path, heads: Heads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All or nothing: three swaps are given up, nothing changes; when it is back, a push works."""
-    monkeypatch.setattr(conducting, "SILENCE_S", 0.1)
+    monkeypatch.setattr(roll_call, "SILENCE_S", 0.1)
     with LocalFleet(tmp_path, trunk_folder, replicas=2, swap_stage_s=0.4) as fleet:
         fleet.must_push(heads(1))
         monkeypatch.setattr(fleet, "kill", print)
@@ -135,7 +135,7 @@ def test_a_replica_that_loads_for_long_is_not_taken_for_silent(
     tmp_path: Path, trunk_folder: Path, heads: Heads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One large bundle must not end every replica of the fleet."""
-    monkeypatch.setattr(conducting, "SILENCE_S", 0.1)
+    monkeypatch.setattr(roll_call, "SILENCE_S", 0.1)
     with LocalFleet(tmp_path, trunk_folder, replicas=2) as fleet:
         fleet.must_push(heads(1))
         for replica in fleet.replicas.values():
@@ -442,7 +442,7 @@ def test_a_store_that_is_away_for_long_costs_no_replica_its_life(
     tmp_path: Path, trunk_folder: Path, heads: Heads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Held replicas still report to the conductor, which ends none when the store is back."""
-    monkeypatch.setattr(conducting, "SILENCE_S", 0.4)
+    monkeypatch.setattr(roll_call, "SILENCE_S", 0.4)
     with LocalFleet(tmp_path, trunk_folder, replicas=2, hold_s=0.2) as fleet:
         fleet.must_push(heads(1))
 
