@@ -123,9 +123,9 @@ class Crashes:
         view = self._log.follow(before)
         point.outcome = "made" if key in view.keys else "not made"
         swaps = [swap]
-        made = view.made_by(key)
-        if pusher.returncode == 0 and isinstance(made, TaskVersion):
-            version = made.change.version
+        made = [one for one in view.made_by(key) if isinstance(one, TaskVersion)]
+        if pusher.returncode == 0 and made:
+            version = made[0].change.version
             # When the pusher heard of it is not known exactly; by its end it had.
             swaps.append(Swap(task, version, began_s, swap.asked_s, 0.0))
         point.problems = self._load.judge(callers.answers, swaps, view)

@@ -125,7 +125,13 @@ def serve(
 
 @app.command(epilog="Example: headstock push ./pets-bundle --message 'more pictures of cats'")
 def push(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder or zip.")],
+    bundles: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="BUNDLE...",
+            help="Bundle folder or zip; several, one for each task, go live in one moment.",
+        ),
+    ],
     task: Annotated[str | None, typer.Option(help="Task; the bundle's own unless given.")] = None,
     message: Annotated[str, typer.Option(help="Why; shown by history.")] = "",
     new_labels: Annotated[
@@ -146,12 +152,12 @@ def push(
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:
-    """Make a bundle live on every replica; returns when it is."""
+    """Make a bundle live on every replica, or several at once; returns when they are."""
     signer = cli_keys.read_private_key(key) if key else None
     try:
         with Client(server) as client, notes.status("asking" if dry_run else "pushing"):
             pushed = client.push(
-                bundle,
+                bundles[0] if len(bundles) == 1 else bundles,
                 task=task,
                 message=message,
                 new_labels=new_labels,
@@ -194,12 +200,14 @@ def _show_gates(asked: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(asked)
         return
-    out.print(gates_table(asked["gates"]))
-    if would := asked.get("would_make"):
-        out.print(
-            f"{asked['task']} would be at version {would['version']} ({short(would['bundle'])}); "
-            "nothing was stored"
-        )
+    versions = asked.get("versions", [asked])
+    out.print(gates_table([gate for version in versions for gate in version["gates"]]))
+    for version in versions:
+        if would := version.get("would_make"):
+            out.print(
+                f"{version['task']} would be at version {would['version']} "
+                f"({short(would['bundle'])}); nothing was stored"
+            )
 
 
 def _one_line(error: Exception) -> str:

@@ -21,7 +21,7 @@ from serve.client_sending import Ask, Steps
 
 
 def push(
-    bundle: Bundle | Path,
+    bundle: Bundle | Path | Sequence[Bundle | Path],
     *,
     task: str | None = None,
     message: str = "",
@@ -34,7 +34,11 @@ def push(
 ) -> Steps[dict[str, Any]]:
     """Push a bundle, its folder or its zip; returns when it is live on every replica.
 
+    Several bundles, one for each task, go live in one moment or none of them does; no answer mixes
+    the old head of one with the new head of another.
+
     Args:
+        bundle: One, or a list of several, which takes neither `task` nor `canary` or `shadow`.
         task: The task to push to; the one that the bundle was made for if it is not given.
         new_labels: Declare that the labels are not those that are live.
         canary: Share of the callers, above 0 and below 1, that it answers for now.
@@ -48,11 +52,6 @@ def push(
         ClientError: a gate said no, or another reason.
         BundleError: it is no bundle.
     """
-    if isinstance(bundle, Path):
-        bundle = read_bundle(bundle)
-    task = task or bundle.manifest.task
-    if sign_with is not None:
-        bundle = sign(bundle, sign_with, task=task, signed_at=datetime.now(UTC))
     params: dict[str, str | float] = {"message": message, "new_labels": str(new_labels).lower()}
     if canary is not None:
         params["canary"] = canary
@@ -60,15 +59,14 @@ def push(
         params["shadow"] = "true"
     if dry_run:
         params["dry_run"] = "true"
-    return (
-        yield Ask(
-            "POST",
-            path("tasks", task, "versions"),
-            params=params,
-            content=bundle.to_zip(),
-            headers=_headers(key, "application/zip"),
-        )
-    )
+    if isinstance(bundle, Bundle | Path):
+        task, data = _ready(bundle, task, sign_with)
+        where, headers = path("tasks", task, "versions"), _headers(key, "application/zip")
+        return (yield Ask("POST", where, params=params, content=data, headers=headers))
+    if task is not None:
+        raise BundleError("Several bundles go to the tasks that they were made for.")
+    files = [_file(*_ready(one, None, sign_with)) for one in bundle]
+    return (yield Ask("POST", "/versions", params=params, files=files, headers=_headers(key)))
 
 
 def promote(
@@ -204,6 +202,23 @@ def revoke_key(key_id: str, *, message: str = "", key: str | None = None) -> Ste
     """
     params = {"message": message}
     return (yield Ask("DELETE", path("keys", key_id), params=params, headers=_headers(key)))
+
+
+def _ready(
+    bundle: Bundle | Path, task: str | None, sign_with: Ed25519PrivateKey | None
+) -> tuple[str, bytes]:
+    """The task that a bundle goes to, and its zip, signed if there is a key."""
+    if isinstance(bundle, Path):
+        bundle = read_bundle(bundle)
+    task = task or bundle.manifest.task
+    if sign_with is not None:
+        bundle = sign(bundle, sign_with, task=task, signed_at=datetime.now(UTC))
+    return task, bundle.to_zip()
+
+
+def _file(task: str, data: bytes) -> tuple[str, tuple[str, bytes, str]]:
+    """A bundle as a file of a multipart body."""
+    return "bundle", (f"{task}.zip", data, "application/zip")
 
 
 def read_bundle(path: Path) -> Bundle:

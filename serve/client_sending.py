@@ -36,17 +36,27 @@ class ClientError(Exception):
 
 @dataclass(frozen=True)
 class Ask:
-    """One request, as httpx takes it."""
+    """One request, as httpx takes it.
+
+    Args:
+        files: Of a multipart body: field, and name, bytes and type of each.
+    """
 
     method: str
     path: str
     params: Mapping[str, str | int | float] | None = None
     content: bytes | str | None = None
     headers: Mapping[str, str] | None = None
+    files: Sequence[tuple[str, tuple[str, bytes, str]]] | None = None
 
     def options(self) -> dict[str, Any]:
         """What httpx's `request` takes beside method and path."""
-        return {"params": self.params, "content": self.content, "headers": self.headers}
+        return {
+            "params": self.params,
+            "content": self.content,
+            "headers": self.headers,
+            "files": self.files,
+        }
 
 
 # A call of the API: yields requests, is sent the JSON of each answer, returns what the caller gets.

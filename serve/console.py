@@ -46,11 +46,13 @@ def short(digest: str) -> str:
 
 
 def gates_table(gates: Sequence[Mapping[str, Any]]) -> Table:
-    """What each gate said."""
-    table = Table("gate", "says", "why")
+    """What each gate said, and of which task if there are several."""
+    is_many = len({gate["task"] for gate in gates}) > 1
+    table = Table(*(["task"] if is_many else []), "gate", "says", "why")
     for gate in gates:
         says = "skipped" if gate.get("skipped") else "yes" if gate["passed"] else "no"
-        table.add_row(gate["gate"], says, escape(gate["reason"]))
+        whose = [gate["task"]] if is_many else []
+        table.add_row(*whose, gate["gate"], says, escape(gate["reason"]))
     return table
 
 
@@ -59,13 +61,14 @@ def _value_text(value: object) -> str:
 
 
 def show_swap(what: str, swapped: dict[str, Any], *, as_json: bool) -> None:
-    """Say of a change that it is live."""
+    """Say of a change that it is live, whether of one task or of several."""
     if as_json:
         print_json(swapped)
         return
-    swap, bundle = swapped["swap"], swapped["bundle"]
-    out.print(
-        f"{swapped['task']} version {swapped['version']} is {what} on {swap['replicas']} replicas: "
-        f"staged in {swap['stage_ms']:.0f} ms, held for {swap['hold_ms']:.0f} ms"
-        + (f" ({short(bundle)})" if bundle else "")
-    )
+    swap = swapped["swap"]
+    for made in swapped.get("versions", [swapped]):
+        out.print(
+            f"{made['task']} version {made['version']} is {what} on {swap['replicas']} replicas: "
+            f"staged in {swap['stage_ms']:.0f} ms, held for {swap['hold_ms']:.0f} ms"
+            + (f" ({short(made['bundle'])})" if made["bundle"] else "")
+        )

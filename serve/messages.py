@@ -109,6 +109,23 @@ class Change:
 
 
 @checked_dataclass(frozen=True)
+class Pushes:
+    """Bundles of several tasks that go live in one moment, or none of them.
+
+    Args:
+        pushes: Of each task one.
+        key: Idempotency key of all together, as in `Change`; those of the pushes say nothing.
+
+    Raises:
+        ValidationError: see `Change`.
+    """
+
+    pushes: Annotated[tuple[Change, ...], Field(min_length=1)]
+    key: Annotated[Text, Field(min_length=1, max_length=MAX_KEY_LENGTH)]
+    message: Annotated[Text, Field(max_length=MAX_MESSAGE_LENGTH)] = ""
+
+
+@checked_dataclass(frozen=True)
 class KeyRequest:
     """What somebody asks about a signing key, checked when it is made.
 
@@ -127,18 +144,23 @@ class KeyRequest:
     message: Annotated[Text, Field(max_length=MAX_MESSAGE_LENGTH)] = ""
 
 
-AnyChange = Change | KeyRequest
+AnyChange = Change | Pushes | KeyRequest
 
 
 @dataclass(frozen=True)
 class Swapped:
-    """A change that is live everywhere; `change` is None where it made no version of a task."""
+    """A change that is live everywhere, with the versions of tasks that it made, if any."""
 
-    change: TaskChange | None
+    changes: tuple[TaskChange, ...]
     stage_ms: float
     hold_ms: float
     replicas: int
     is_repeat: bool = False
+
+    @property
+    def change(self) -> TaskChange | None:
+        """The version that a change of one task made, if it made any."""
+        return self.changes[0] if self.changes else None
 
 
 @dataclass(frozen=True)

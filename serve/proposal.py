@@ -8,21 +8,18 @@ from datetime import datetime
 
 from export.bundle import Digest
 from serve.grounds import grounds_of
-from serve.messages import AnyChange, Change, KeyRequest, Refused, Swapped
+from serve.messages import AnyChange, Change, KeyRequest, Pushes, Refused, Swapped
 from serve.record import (
     Candidate,
     HeldoutChange,
-    HeldoutVersion,
-    KeyVersion,
     LogView,
-    Made,
     Record,
     SettingsChange,
-    SettingsVersion,
     TaskChange,
     TaskVersion,
     Verdict,
 )
+from serve.repeats import repeated, touched
 from serve.task_settings import DEFAULTS
 from serve.trust import (
     SHORT_ID,
@@ -33,7 +30,7 @@ from serve.trust import (
     unsigned_reason,
 )
 
-NOTHING_TO_DO = Swapped(None, stage_ms=0.0, hold_ms=0.0, replicas=0, is_repeat=True)
+NOTHING_TO_DO = Swapped((), stage_ms=0.0, hold_ms=0.0, replicas=0, is_repeat=True)
 
 
 @dataclass(frozen=True)
@@ -56,9 +53,11 @@ def propose(view: LogView, change: AnyChange, now: datetime) -> Proposal | Refus
         now: UTC; what signing keys are valid at.
     """
     if made := view.made_by(change.key):
-        return _repeat(made, change)
+        return repeated(made, change)
     if isinstance(change, KeyRequest):
         return _revoke(view, change) if change.trust is None else _trust(view, change.trust)
+    if isinstance(change, Pushes):
+        return _push_all(view, change, now)
     last = view.last(change.task)
     if change.expected is not None and change.expected != (last.change.version if last else 0):
         standing = f"version {last.change.version}" if last else "no version"
@@ -76,6 +75,29 @@ def propose(view: LogView, change: AnyChange, now: datetime) -> Proposal | Refus
     if change.heldout is not None:
         return _set_heldout(last, change)
     return _roll_back(view, change)
+
+
+def _push_all(view: LogView, asked: Pushes, now: datetime) -> Proposal | Refused:
+    """What all pushes say in one record, or why some cannot be made."""
+    made: list[Proposal] = []
+    refusals: dict[str, Refused] = {}
+    for push in asked.pushes:
+        assert push.bundle is not None
+        proposed = _push(view, push, push.bundle, now)
+        if isinstance(proposed, Refused):
+            refusals[push.task] = proposed
+        else:
+            made.append(proposed)
+    if refusals:
+        # One that cannot be made whatever is compared anew stops all the others.
+        kinds = sorted((refused.kind for refused in refusals.values()), key="stale".__eq__)
+        reasons = (f"{task}: {refused.reason}" for task, refused in refusals.items())
+        return Refused(kinds[0], " ".join(reasons))
+    return Proposal(
+        changes=tuple(change for proposal in made for change in proposal.changes),
+        heldout=tuple(sample for proposal in made for sample in proposal.heldout),
+        verdicts=tuple(verdict for proposal in made for verdict in proposal.verdicts),
+    )
 
 
 def _push(view: LogView, change: Change, bundle: Digest, now: datetime) -> Proposal | Refused:
@@ -122,22 +144,26 @@ def overtaken(change: AnyChange, foreign: Iterable[Record]) -> Refused | None:
     Returns:
         None if it stands; else why not, and who was first.
     """
-    if isinstance(change, KeyRequest):
-        return None
+    tasks = _tasks_of(change)
     for record in foreign:
         if record.idempotency_key == change.key:
             return None
         for other in (*record.changes, *record.settings, *record.heldout):
-            if other.task == change.task:
-                did = _touched(other)
+            if other.task in tasks:
                 why = f" ({record.message})" if record.message else ""
                 return Refused(
                     "conflict",
-                    f"{record.writer} was first: record {record.number} {did} of task "
-                    f"{change.task}{why} while this change was on its way. Look at what is live "
+                    f"{record.writer} was first: record {record.number} {touched(other)} of task "
+                    f"{other.task}{why} while this change was on its way. Look at what is live "
                     "now, and ask again if the change is still meant.",
                 )
     return None
+
+
+def _tasks_of(change: AnyChange) -> set[str]:
+    if isinstance(change, KeyRequest):
+        return set()
+    return {push.task for push in (change.pushes if isinstance(change, Pushes) else (change,))}
 
 
 def new_labels_reason(live: tuple[str, ...], pushed: tuple[str, ...]) -> str:
@@ -346,59 +372,3 @@ def _target(history: tuple[TaskVersion, ...], to: int | None) -> TaskVersion | N
     if live.candidate:  # back to before the rollout, which has the same bundle
         return next(alone)
     return next((v for v in alone if v.change.bundle != live.bundle), None)
-
-
-def _repeat(made: Made, change: AnyChange) -> Swapped | Refused:
-    """The same key gives the same answer, unless it is used for something else."""
-    if _made_by_the_same(made, change):
-        version = made.change if isinstance(made, TaskVersion) else None
-        return Swapped(version, stage_ms=0.0, hold_ms=0.0, replicas=0, is_repeat=True)
-    return Refused(
-        "conflict",
-        f"The idempotency key {change.key!r} already {_did(made)}; use a new key for another "
-        "change.",
-    )
-
-
-def _touched(change: TaskChange | SettingsChange | HeldoutChange) -> str:
-    if isinstance(change, TaskChange):
-        return f"made version {change.version}"
-    if isinstance(change, SettingsChange):
-        return "changed the settings"
-    return "set the held-out sample"
-
-
-def _did(made: Made) -> str:
-    if isinstance(made, KeyVersion):
-        return f"changed the trust in key {made.change.name}"
-    return f"{_touched(made.change)} of task {made.change.task}"
-
-
-def _made_by_the_same(made: Made, change: AnyChange) -> bool:
-    if isinstance(made, KeyVersion) or isinstance(change, KeyRequest):
-        if not (isinstance(made, KeyVersion) and isinstance(change, KeyRequest)):
-            return False
-        is_same = made.change.is_revoked if change.trust is None else made.change == change.trust
-        return is_same and made.change.key_id == change.key_id
-    if made.change.task != change.task:
-        return False
-    if isinstance(made, HeldoutVersion):
-        return change.bundle is None and made.change.heldout == change.heldout
-    if isinstance(made, SettingsVersion):
-        settings = made.change.settings
-        return bool(change.settings) and settings.updated(change.settings) == settings
-    return not change.settings and _made_version(made.change, change)
-
-
-def _made_version(did: TaskChange, change: Change) -> bool:
-    candidate = did.candidate
-    if (candidate.share if candidate else None) != change.share:
-        return False
-    if change.promote:
-        return did.action == "promote" or candidate is not None
-    if change.bundle:
-        return change.bundle == (candidate.bundle if candidate else did.bundle)
-    if change.retires:
-        return did.action == "retire"
-    is_rollback = did.action == "rollback" and not change.heldout
-    return is_rollback and change.to in {None, did.rolled_back_to}

@@ -39,8 +39,9 @@ class _Entry(BaseModel):
 
 
 class Verdict(_Entry):
-    """What one admission gate said."""
+    """What one admission gate said, and of which task's bundle if the record has several."""
 
+    task: Text = ""
     gate: Text
     passed: bool
     reason: Text
@@ -247,17 +248,16 @@ class LogView:
         history = reversed(self.heldouts.get(task, ()))
         return next((sample for sample in history if sample.change.labels == labels), None)
 
-    def made_by(self, key: str) -> Made | None:
-        """What an idempotency key made, or None."""
+    def made_by(self, key: str) -> tuple[Made, ...]:
+        """What an idempotency key made: versions of tasks, else what it set; mostly nothing."""
         number = self.keys.get(key)
-        histories = chain(
-            self.tasks.values(),
-            self.set_tasks.values(),
-            self.key_history.values(),
-            self.heldouts.values(),
-        )
-        versions = chain.from_iterable(histories)
-        return next((v for v in versions if v.number == number), None) if number else None
+        if number is None:
+            return ()
+        versions = (v for v in chain.from_iterable(self.tasks.values()) if v.number == number)
+        if made := tuple(versions):
+            return made
+        others = chain(self.set_tasks.values(), self.key_history.values(), self.heldouts.values())
+        return tuple(made for made in chain.from_iterable(others) if made.number == number)
 
 
 def fold(view: LogView, records: Iterable[Record]) -> LogView:
@@ -314,7 +314,7 @@ def _version(record: Record, change: TaskChange) -> TaskVersion:
         record.written_at,
         record.message,
         record.idempotency_key,
-        record.verdicts,
+        tuple(verdict for verdict in record.verdicts if verdict.task in {"", change.task}),
     )
 
 

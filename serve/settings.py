@@ -47,6 +47,9 @@ class ServeSettings(BaseSettings):
     replicas: PositiveInt = Field(2, description="Replica processes.")
     max_body_bytes: PositiveInt = Field(16 * 2**20, description="Largest request body accepted.")
     max_bundle_bytes: PositiveInt = Field(64 * 2**20, description="Largest pushed zip accepted.")
+    max_push_bytes: PositiveInt = Field(
+        256 * 2**20, description="Largest body accepted of a push of several bundles."
+    )
     max_head_bytes: PositiveInt = Field(
         64 * 2**20, description="Largest head.onnx or tail.onnx accepted."
     )

@@ -131,9 +131,8 @@ class Swaps:
             raise
         await self._commit(record)
         await self._all_flip()
-        change = record.changes[0] if record.changes else None
         return Swapped(
-            change,
+            record.changes,
             stage_ms=1000 * (held_s - began_s),
             hold_ms=1000 * (time.monotonic() - held_s),
             replicas=len(self._state.members),

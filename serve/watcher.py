@@ -145,10 +145,7 @@ class Watcher:
             self._catch_up(until=number - 1)
             if self._view.number != number - 1:
                 raise StoreError(f"Record {number - 1} is not in the log yet.")
-            self._staged = [
-                _loaded(change, record.written_at, self._load_checked) for change in record.changes
-            ]
-            self._proposed = record
+            self._staged, self._proposed = self._stage_all(record), record
         except StageError as error:
             self._veto = (number, str(error))
             return
@@ -159,6 +156,17 @@ class Watcher:
             self._is_stopping.wait(RETRY_S)
             return
         self._state = protocol.stage(self._state, number, at=self._view.live_number)
+
+    def _stage_all(self, record: Record) -> list[LiveHead | Retired]:
+        staged: list[LiveHead | Retired] = []
+        for change in record.changes:
+            try:
+                staged.append(_loaded(change, record.written_at, self._load_checked))
+            except StageError as error:
+                if len(record.changes) == 1:
+                    raise
+                raise StageError(f"{change.task}: {error}") from error
+        return staged
 
     def _hold(self, number: int, record: Record) -> None:
         state = protocol.hold(self._state, number)

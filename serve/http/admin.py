@@ -1,4 +1,4 @@
-"""What is live, its history, pushes, rollbacks and settings.
+"""What is live, its history, rollbacks and settings.
 
 What is read here comes from the head log itself, so it is the fleet's and never goes back,
 whichever replica answers.
@@ -8,48 +8,40 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from dataclasses import asdict
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from export.bundle import CARD, HELDOUT, MAX_HELDOUT_BYTES, Bundle, BundleError, Digest, digest_of
-from serve.grounds import grounds_of
+from export.bundle import CARD, MAX_HELDOUT_BYTES, digest_of
 from serve.heldout import read_heldout
 from serve.http.body import json_object, read_body
 from serve.http.changes import (
+    FIELD_NAMES,
     MAX_COMMAND_BYTES,
     change_by,
     idempotency_key,
     malformed,
+    share_of,
 )
 from serve.http.problems import RequestError, problem_of_refusal
-from serve.http.query import check_parameters, flag_in, number_in
+from serve.http.query import check_parameters, number_in
 from serve.http.shown import (
     described,
     heldouts_shown,
     settings_shown,
     shown,
     swap_shown,
-    would_be,
 )
 from serve.jobs import RetiredTaskError, UnknownTaskError
 from serve.link import Link, LinkError
-from serve.messages import Change, Outcome, Refused, Swapped
-from serve.proposal import Proposal, propose
-from serve.record import LogView, TaskChange, Verdict
+from serve.messages import Change, Outcome, Refused
+from serve.record import LogView, TaskChange
 from serve.replica import Replica
 from serve.task_settings import SettingError, asked_settings
-
-T = TypeVar("T")
-COMPARE_TRIES = 10  # of pushes that are made at once one is live after each round of gates
-PUSH_PARAMETERS = ("canary", "dry_run", "message", "new_labels", "shadow")
-FIELD_NAMES: dict[int | str, str] = {0: "task", 1: "idempotency-key"}  # of what is given by place
 
 
 class Admin:
@@ -120,62 +112,6 @@ class Admin:
         bundle = await asyncio.to_thread(self._replica.log.get_bundle, last.change.bundle)
         return Response(bundle.files[CARD], media_type="text/markdown")
 
-    async def push(self, request: Request) -> Response:
-        """Admit a bundle and make it live everywhere."""
-        # What is not understood is refused: the push would be live for more callers than meant.
-        check_parameters(request, *PUSH_PARAMETERS)
-        share = _candidate_share(request)
-        data = await read_body(request, max_bytes=self._replica.settings.max_bundle_bytes)
-        if not data:
-            raise RequestError(400, "The body is empty; send a bundle as application/zip.")
-        try:
-            bundle = await asyncio.to_thread(Bundle.of_zip, data)
-        except BundleError as error:
-            verdict = Verdict(gate="bundle", passed=False, reason=str(error))
-            return problem_of_refusal(Refused("gate", str(error), (verdict,)))
-        change = _requested(
-            request,
-            bundle=bundle.digest,
-            labels=bundle.manifest.labels,
-            message=request.query_params.get("message", ""),
-            allow_new_labels=flag_in(request, "new_labels"),
-            heldout=_digest_of(bundle, HELDOUT),
-            share=share,
-        )
-        return await self._push(bundle, change, is_dry_run=flag_in(request, "dry_run"))
-
-    async def _push(self, bundle: Bundle, change: Change, *, is_dry_run: bool) -> Response:
-        """Ask the gates, then the conductor; anew if something else went live in between."""
-        admitted, signed = await self._examine(self._replica.admit, bundle, change.task)
-        for _ in range(COMPARE_TRIES):
-            view = await self._history()
-            checked = replace(change, verdicts=admitted, signed=signed)
-            # What its key has made already is not compared with what went live since.
-            if admitted[-1].passed and not view.made_by(change.key):
-                checked = await self._compared(bundle, checked, view)
-            if not checked.verdicts[-1].passed:
-                return problem_of_refusal(
-                    Refused("gate", checked.verdicts[-1].reason, checked.verdicts)
-                )
-            if is_dry_run:
-                return _would_be(propose(view, checked, datetime.now(UTC)), checked)
-            await asyncio.to_thread(self._replica.log.put_bundle, bundle)
-            outcome = await self._change(checked)
-            if not (isinstance(outcome, Refused) and outcome.kind == "stale"):
-                break
-        return _answer(outcome)
-
-    async def _compared(self, bundle: Bundle, change: Change, view: LogView) -> Change:
-        """The change with the verdicts of the gates that compare, and what they went by."""
-        grounds = grounds_of(view, change.task, change.labels)
-        compare = partial(self._replica.compare, allow_new_labels=change.allow_new_labels)
-        verdicts = await self._examine(compare, bundle, change.task, grounds)
-        return replace(change, verdicts=(*change.verdicts, *verdicts), grounds=grounds)
-
-    async def _examine(self, gates: Callable[..., T], *arguments: object) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._replica.examiner, gates, *arguments)
-
     async def set_heldout(self, request: Request) -> Response:
         """Replace a task's held-out sample on purpose; answers with the task's description."""
         check_parameters(request, "message", "expected")
@@ -206,7 +142,7 @@ class Admin:
         change = _requested(
             request,
             promote=True,
-            share=_share(command.get("share")),
+            share=share_of(command.get("share")),
             expected=_version(command, "expected"),
             message=command.get("message", ""),
         )
@@ -283,46 +219,12 @@ def _answer(outcome: Outcome) -> Response:
     return JSONResponse(swap_shown(outcome))
 
 
-def _would_be(proposed: Proposal | Refused | Swapped, change: Change) -> Response:
-    """What a push would answer, had it been made."""
-    if isinstance(proposed, Proposal):
-        return JSONResponse(would_be(proposed, change.verdicts))
-    return _answer(proposed)
-
-
-def _digest_of(bundle: Bundle, name: str) -> Digest | None:
-    entry = bundle.manifest.files.get(name)
-    return f"sha256:{entry.sha256}" if entry else None
-
-
 def _requested(request: Request, **fields: Any) -> Change:
     """The change that a request asks for."""
     try:
         return Change(request.path_params["task"], idempotency_key(request), **fields)
     except ValidationError as error:
         raise malformed(error, FIELD_NAMES) from error
-
-
-def _candidate_share(request: Request) -> float | None:
-    """Of the callers, for a push that starts a rollout; None for one that is live at once."""
-    if flag_in(request, "shadow"):
-        if "canary" in request.query_params:
-            raise RequestError(400, "A push is either a canary or a shadow; name one of the two.")
-        return 0.0
-    value = request.query_params.get("canary")
-    if value is None:
-        return None
-    try:
-        return _share(float(value))
-    except ValueError:
-        return _share(value)
-
-
-def _share(value: object) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value is None or (is_number and 0 < value < 1):
-        return value
-    raise RequestError(400, f"The share is {value!r:.40}; expected one above 0 and below 1.")
 
 
 def _version(command: dict[str, object], field: str) -> int | None:

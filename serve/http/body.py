@@ -6,6 +6,7 @@ import base64
 import binascii
 import json
 from collections.abc import AsyncGenerator
+from typing import NamedTuple
 
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -14,6 +15,7 @@ from starlette.requests import Request
 from serve.http.problems import RequestError
 
 FIELD = "image"
+MAX_FILES = 10_000
 
 
 async def read_body(request: Request, *, max_bytes: int) -> bytes:
@@ -33,7 +35,7 @@ async def read_body(request: Request, *, max_bytes: int) -> bytes:
             chunks.append(chunk)
         else:
             return b"".join(chunks)
-    raise RequestError(413, f"The body is larger than {max_bytes} bytes, the most accepted here.")
+    raise _too_large(max_bytes)
 
 
 async def pictures_in(request: Request, body: bytes, *, max_pictures: int) -> list[bytes]:
@@ -70,6 +72,51 @@ async def json_object(request: Request, *, max_bytes: int) -> dict[str, object]:
     return value
 
 
+class File(NamedTuple):
+    """A file of a multipart body: its field, the name that it was sent under, its bytes."""
+
+    field: str
+    name: str
+    data: bytes
+
+
+async def files_in(request: Request, *fields: str, max_bytes: int) -> list[File]:
+    """The files of a multipart body, in their order; what is large waits on disk meanwhile.
+
+    Raises:
+        RequestError: more than `max_bytes`, no files, or a field that is none of these.
+    """
+    expected = f"expected multipart/form-data with files named {' and '.join(fields)}"
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "multipart/form-data":
+        raise RequestError(400, f"The body is {content_type or 'of no type'}; {expected}.")
+
+    async def stream() -> AsyncGenerator[bytes]:
+        size_bytes = 0
+        async for chunk in request.stream():
+            size_bytes += len(chunk)
+            if size_bytes > max_bytes:
+                raise _too_large(max_bytes)
+            yield chunk
+
+    parser = MultiPartParser(request.headers, stream(), max_files=MAX_FILES, max_fields=0)
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError) as error:
+        raise RequestError(400, f"The multipart body cannot be read: {error}; {expected}.") from (
+            error
+        )
+    try:
+        parts = [(field, part) for field, part in form.multi_items() if not isinstance(part, str)]
+        if not parts:
+            raise RequestError(400, f"The multipart body has no files; {expected}.")
+        if others := sorted({field for field, _ in parts} - set(fields)):
+            raise RequestError(400, f"Field {others[0]!r} is unknown; {expected}.")
+        return [File(field, part.filename or "", await part.read()) for field, part in parts]
+    finally:
+        await form.close()
+
+
 async def _multipart(request: Request, body: bytes, max_pictures: int) -> list[bytes]:
     async def stream() -> AsyncGenerator[bytes]:
         yield body
@@ -96,6 +143,10 @@ async def _multipart(request: Request, body: bytes, max_pictures: int) -> list[b
         ]
     finally:
         await form.close()
+
+
+def _too_large(max_bytes: int) -> RequestError:
+    return RequestError(413, f"The body is larger than {max_bytes} bytes, the most accepted here.")
 
 
 def _from_json(body: bytes) -> bytes:

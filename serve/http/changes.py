@@ -15,6 +15,7 @@ from serve.link import Link, LinkError
 from serve.messages import AnyChange, Outcome, Refused
 
 MAX_COMMAND_BYTES = 64 * 2**10
+FIELD_NAMES: dict[int | str, str] = {0: "task", 1: "idempotency-key"}  # of what is given by place
 CONDUCTOR_TRIES = 10
 CONDUCTOR_RETRY_S = 0.5
 
@@ -67,6 +68,18 @@ def malformed(error: ValidationError, names: Mapping[int | str, str]) -> Request
     return RequestError(
         400, f"{names.get(field, field)} is {problem['input']!r:.100}: {problem['msg']}."
     )
+
+
+def share_of(value: object) -> float | None:
+    """A share of the callers; None if none is asked for.
+
+    Raises:
+        RequestError: it is no number between 0 and 1.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is None or (is_number and 0 < value < 1):
+        return value
+    raise RequestError(400, f"The share is {value!r:.40}; expected one above 0 and below 1.")
 
 
 def written(time: datetime) -> str:

@@ -17,6 +17,7 @@ from serve.http.audit import Audit
 from serve.http.keys import Keys
 from serve.http.predict import Predict
 from serve.http.problems import problem, problem_of
+from serve.http.push import Push
 from serve.link import Link
 from serve.replica import Replica
 
@@ -28,7 +29,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 def http_app(replica: Replica, link: Link) -> Starlette:
     """The service of one replica over HTTP."""
     predict, admin, keys = Predict(replica), Admin(replica, link), Keys(replica, link)
-    audit = Audit(replica)
+    audit, push = Audit(replica), Push(replica, link)
 
     async def live(_: Request) -> Response:
         return Response(status_code=200 if replica.is_healthy else 503)
@@ -51,7 +52,8 @@ def http_app(replica: Replica, link: Link) -> Starlette:
             route("GET", "/tasks/{task}/versions", admin.versions),
             route("GET", "/tasks/{task}/card", admin.card),
             route("PUT", "/tasks/{task}/heldout", admin.set_heldout),
-            route("POST", "/tasks/{task}/versions", admin.push),
+            route("POST", "/tasks/{task}/versions", push.one),
+            route("POST", "/versions", push.several),
             route("POST", "/tasks/{task}/promote", admin.promote),
             route("POST", "/tasks/{task}/rollback", admin.rollback),
             route("GET", "/keys", keys.keys),

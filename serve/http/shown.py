@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from serve.http.changes import written
 from serve.messages import Swapped
 from serve.proposal import Proposal
-from serve.record import LogView, TaskVersion, Verdict
+from serve.record import LogView, TaskChange, TaskVersion
 from serve.task_settings import DEFAULTS
 from serve.trust import SignedBy
 
@@ -108,33 +106,46 @@ def heldouts_shown(view: LogView, task: str) -> list[dict[str, object]]:
 
 def swap_shown(made: Swapped) -> dict[str, object]:
     """A version that is live everywhere now, and what that took."""
-    change = made.change
-    assert change is not None  # what makes no version is answered otherwise
+    (change,) = made.changes  # what makes no version is answered otherwise
+    return {**_made(change), "repeated": made.is_repeat, "swap": _swap(made)}
+
+
+def versions_shown(made: Swapped) -> dict[str, object]:
+    """Versions that went live in one moment, and what that took."""
+    versions = [_made(change) for change in made.changes]
+    return {"versions": versions, "repeated": made.is_repeat, "swap": _swap(made)}
+
+
+def _made(change: TaskChange) -> dict[str, object]:
+    return {"task": change.task, "version": change.version, "bundle": change.bundle}
+
+
+def _swap(made: Swapped) -> dict[str, object]:
     return {
-        "task": change.task,
-        "version": change.version,
-        "bundle": change.bundle,
-        "repeated": made.is_repeat,
-        "swap": {
-            "stage_ms": round(made.stage_ms, 3),
-            "hold_ms": round(made.hold_ms, 3),
-            "replicas": made.replicas,
-        },
+        "stage_ms": round(made.stage_ms, 3),
+        "hold_ms": round(made.hold_ms, 3),
+        "replicas": made.replicas,
     }
 
 
-def would_be(proposal: Proposal, verdicts: Sequence[Verdict]) -> dict[str, object]:
-    """What a push would make."""
+def would_be(proposal: Proposal) -> dict[str, object]:
+    """What a push of one bundle would make."""
     (change,) = proposal.changes
+    return {"dry_run": True, **would_make(proposal, change)}
+
+
+def would_make(proposal: Proposal, change: TaskChange) -> dict[str, object]:
+    """What a push would make of one task."""
+    brought = change.candidate or change
+    samples = (sample.heldout for sample in proposal.heldout if sample.task == change.task)
     return {
         "task": change.task,
-        "dry_run": True,
         "would_make": {
             "version": change.version,
             "action": change.action,
-            "bundle": (change.candidate or change).bundle,
-            "labels": list((change.candidate or change).labels),
-            "heldout": next((sample.heldout for sample in proposal.heldout), None),
+            "bundle": brought.bundle,
+            "labels": list(brought.labels),
+            "heldout": next(samples, None),
         },
-        "gates": [verdict.model_dump() for verdict in verdicts],
+        "gates": [v.model_dump() for v in proposal.verdicts if v.task == change.task],
     }

@@ -26,7 +26,7 @@ from serve.conductor import Conductor
 from serve.headlog import HeadLog
 from serve.http.routes import http_app
 from serve.link import LinkError
-from serve.messages import AnyChange, Change, Directive, KeyRequest, Outcome, Poll, Swapped
+from serve.messages import AnyChange, Change, Directive, KeyRequest, Outcome, Poll, Pushes, Swapped
 from serve.record import LogView, Record, TaskChange
 from serve.replica import Replica, store_trunk
 from serve.rollout import Judgement, Trial
@@ -324,19 +324,35 @@ class LocalFleet:
         self, bundle: Bundle, *, task: str | None = None, key: str = "", **fields: Any
     ) -> Future[Outcome]:
         """Ask for a push, as a replica does once its gates have passed."""
+        change = self.asked(bundle, task=task, key=key, **fields)
+        return self.ask(lambda conductor: conductor.change(change))
+
+    def asked(
+        self, bundle: Bundle, *, task: str | None = None, key: str = "", **fields: Any
+    ) -> Change:
+        """What asks for a push; the bundle is stored."""
         self.log.put_bundle(bundle)
         task = task or bundle.manifest.task
         if bundle.signature is not None:
             keys, now = self.view().signing_keys, datetime.now(UTC)
             fields = {"signed": check_signature(bundle, task, keys, now), **fields}
-        change = Change(
+        return Change(
             task,
             key or bundle.digest,
             bundle=bundle.digest,
             labels=bundle.manifest.labels,
             **fields,
         )
+
+    def start_pushes(self, *bundles: Bundle, key: str = "") -> Future[Outcome]:
+        """Ask for pushes of several tasks that go live together."""
+        pushes = tuple(self.asked(bundle) for bundle in bundles)
+        change = Pushes(pushes, key or "-".join(push.key for push in pushes)[:256])
         return self.ask(lambda conductor: conductor.change(change))
+
+    def push_together(self, *bundles: Bundle, key: str = "") -> Outcome:
+        """Push several and wait for the outcome."""
+        return self.start_pushes(*bundles, key=key).result(30)
 
     def push(
         self, bundle: Bundle, *, task: str | None = None, key: str = "", **fields: Any

@@ -223,6 +223,25 @@ def _mixed(seen: list[Seen], log: LogView) -> list[str]:
     return problems
 
 
+def behind(seen: list[Seen], log: LogView) -> list[str]:
+    """Answers by a version that was over when another answer, of any task, was given before.
+
+    Stricter than the order within a task: what one record makes live of several tasks goes live of
+    all of them in one moment.
+    """
+    problems: list[str] = []
+    newest = 0.0
+    for s in sorted((s for s in seen if not s.error), key=lambda s: s.given_s):
+        spans = [_span(log, answer) for answer in s.answers]
+        problems += [
+            f"behind: {answer.live.task} v{answer.live.version} was given after record {newest}"
+            for answer, (_, last) in zip(s.answers, spans, strict=True)
+            if last <= newest
+        ]
+        newest = max(newest, *(first for first, _ in spans))
+    return problems
+
+
 def _span(log: LogView, answer: Answer) -> tuple[float, float]:
     """Numbers of the records between which a version was live."""
     history = log.tasks.get(answer.live.task, ())

@@ -118,6 +118,7 @@ def test_from_the_first_key_on_pushes_must_be_signed(http: HttpClient, heads: He
 
     assert before["signed_by"] is None
     assert before["gates"][0] == {
+        "task": "colours",
         "gate": "signature",
         "passed": True,
         "skipped": False,

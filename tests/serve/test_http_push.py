@@ -15,7 +15,7 @@ import pytest
 
 from export.bundle import HELDOUT, digest_of
 from serve.client import Client
-from serve.http.admin import COMPARE_TRIES
+from serve.http.push import COMPARE_TRIES
 from serve.messages import Change, Swapped
 from tests.serve.commands import Run
 from tests.serve.conftest import BundleMaker

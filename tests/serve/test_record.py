@@ -61,7 +61,7 @@ def test_an_empty_log_has_nothing_live() -> None:
 
     assert (view.number, view.tip, view.live_number) == (0, ORIGIN, 0)
     assert view.live("pets") is None
-    assert view.made_by("key") is None
+    assert view.made_by("key") == ()
     assert digest_of(b"") == ORIGIN
 
 
@@ -108,7 +108,7 @@ def test_an_abort_uses_up_its_number_and_changes_nothing() -> None:
 
     assert (after.number, after.tip) == (2, abort.digest)
     assert (after.live_number, after.tasks, after.trunk) == (1, view.tasks, None)
-    assert after.made_by("k") is None
+    assert after.made_by("k") == ()
     assert fold(after, [record(after, change("pets", 2))]).live_number == 3
 
 
@@ -124,12 +124,11 @@ def test_an_idempotency_key_finds_the_version_that_it_made() -> None:
     view = fold(LogView(), [record(LogView(), change("pets", 1), idempotency_key="a")])
     view = fold(view, [record(view, change("pets", 2), idempotency_key="b")])
     view = fold(view, [record(view, change("pets", 3))])
-    first, unknown, empty = view.made_by("a"), view.made_by("c"), view.made_by("")
+    (first,), unknown, empty = view.made_by("a"), view.made_by("c"), view.made_by("")
 
-    assert first is not None
     assert first.change == change("pets", 1)
-    assert unknown is None
-    assert empty is None  # record 3 has no key, which is not a key
+    assert unknown == ()
+    assert empty == ()  # record 3 has no key, which is not a key
 
 
 def setting(task: str, **settings: object) -> dict[str, tuple[SettingsChange]]:
@@ -162,9 +161,8 @@ def test_a_key_finds_the_settings_that_it_made() -> None:
     """As it finds versions."""
     view, _ = log_of(change("pets", 1))
     view = fold(view, [record(view, idempotency_key="k", **setting("pets", weight=2))])
-    made = view.made_by("k")
+    (made,) = view.made_by("k")
 
-    assert made is not None
     assert (made.number, made.change) == (2, setting("pets", weight=2)["settings"][0])
 
 
@@ -191,8 +189,8 @@ def test_what_was_said_of_a_key_is_kept_and_the_last_word_counts() -> None:
 
     assert view.signing_keys == {key.key_id: key}
     assert [version.number for version in view.key_history[key.key_id]] == [1, 2]
-    assert view.made_by("k1") == view.key_history[key.key_id][1]
-    assert view.made_by("k2") is None
+    assert view.made_by("k1") == (view.key_history[key.key_id][1],)
+    assert view.made_by("k2") == ()
 
 
 def test_folding_does_not_change_the_view_before() -> None:

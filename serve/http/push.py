@@ -1,0 +1,209 @@
+"""Pushes: a bundle of one task, or bundles of several that go live in one moment."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from export.bundle import HELDOUT, Bundle, BundleError
+from serve.grounds import grounds_of
+from serve.http.body import files_in, read_body
+from serve.http.changes import FIELD_NAMES, change_by, idempotency_key, malformed, share_of
+from serve.http.problems import RequestError, problem_of_refusal
+from serve.http.query import check_parameters, flag_in
+from serve.http.shown import swap_shown, versions_shown, would_be, would_make
+from serve.link import Link
+from serve.messages import AnyChange, Change, Outcome, Pushes, Refused
+from serve.proposal import Proposal, propose
+from serve.record import LogView, Verdict
+from serve.replica import Replica
+
+T = TypeVar("T")
+COMPARE_TRIES = 10  # of pushes that are made at once one is live after each round of gates
+PARAMETERS = ("dry_run", "message", "new_labels")
+ROLLOUTS = ("canary", "shadow")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A bundle that is pushed, and what is asked for it."""
+
+    bundle: Bundle
+    change: Change
+
+
+class Push:
+    """The routes of one replica that take bundles."""
+
+    def __init__(self, replica: Replica, link: Link) -> None:
+        self._replica, self._link = replica, link
+
+    async def one(self, request: Request) -> Response:
+        """Admit a bundle and make it live everywhere."""
+        # What is not understood is refused: the push would be live for more callers than meant.
+        check_parameters(request, *PARAMETERS, *ROLLOUTS)
+        share = _candidate_share(request)
+        data = await read_body(request, max_bytes=self._replica.settings.max_bundle_bytes)
+        if not data:
+            raise RequestError(400, "The body is empty; send a bundle as application/zip.")
+        try:
+            bundle = await asyncio.to_thread(Bundle.of_zip, data)
+        except BundleError as error:
+            return _no_bundle(str(error))
+        wanted = _wanted(request, bundle, request.path_params["task"], share=share)
+        outcome = await self._push(request, [wanted], lambda checked: checked[0])
+        if isinstance(outcome, Refused):
+            return problem_of_refusal(outcome)
+        if isinstance(outcome, Proposal):
+            return JSONResponse(would_be(outcome))
+        return JSONResponse(swap_shown(outcome))
+
+    async def several(self, request: Request) -> Response:
+        """Admit bundles of several tasks and make them live in one moment, or none of them."""
+        if rollouts := [name for name in ROLLOUTS if name in request.query_params]:
+            raise RequestError(
+                400,
+                f"A {rollouts[0]} is begun with one bundle alone, by POST /tasks/TASK/versions.",
+            )
+        check_parameters(request, *PARAMETERS)
+        files = await files_in(request, "bundle", max_bytes=self._replica.settings.max_push_bytes)
+        wanted: list[Wanted] = []
+        for place, file in enumerate(files, start=1):
+            try:
+                bundle = await asyncio.to_thread(Bundle.of_zip, file.data)
+            except BundleError as error:
+                return _no_bundle(f"Bundle {place} ({file.name}): {error}")
+            if bundle.manifest.task in {one.change.task for one in wanted}:
+                raise RequestError(
+                    400, f"Two bundles are of task {bundle.manifest.task}; send one of each task."
+                )
+            wanted.append(_wanted(request, bundle, bundle.manifest.task))
+        key, message = idempotency_key(request), request.query_params.get("message", "")
+        outcome = await self._push(
+            request, wanted, lambda checked: Pushes(tuple(checked), key, message)
+        )
+        if isinstance(outcome, Refused):
+            return problem_of_refusal(outcome)
+        if isinstance(outcome, Proposal):
+            would = [would_make(outcome, change) for change in outcome.changes]
+            return JSONResponse({"dry_run": True, "versions": would})
+        return JSONResponse(versions_shown(outcome))
+
+    async def _push(
+        self,
+        request: Request,
+        wanted: Sequence[Wanted],
+        together: Callable[[Sequence[Change]], AnyChange],
+    ) -> Outcome | Proposal:
+        """Ask the gates, then the conductor; anew if something else went live in between.
+
+        Returns:
+            A proposal for a dry run that every gate lets pass.
+        """
+        admitted = [await self._admitted(one) for one in wanted]
+        for _ in range(COMPARE_TRIES):
+            view = await asyncio.to_thread(self._replica.history)
+            # What its key has made already is not compared with what went live since.
+            if not view.made_by(idempotency_key(request)):
+                admitted_now = [await self._compared(one, view) for one in admitted]
+            else:
+                admitted_now = admitted
+            checked = [one.change for one in admitted_now]
+            if refused := _refusal(checked):
+                return refused
+            change = together(checked)
+            if flag_in(request, "dry_run"):
+                return propose(view, change, datetime.now(UTC))
+            for one in wanted:
+                await asyncio.to_thread(self._replica.log.put_bundle, one.bundle)
+            limit_s = self._replica.settings.request_timeout_s
+            outcome = await change_by(self._link, change, limit_s=limit_s)
+            if not (isinstance(outcome, Refused) and outcome.kind == "stale"):
+                break
+        return outcome
+
+    async def _admitted(self, wanted: Wanted) -> Wanted:
+        """With the verdicts of the gates that look at the bundle alone, and who signed it."""
+        task = wanted.change.task
+        verdicts, signed = await self._examine(self._replica.admit, wanted.bundle, task)
+        return replace(
+            wanted, change=replace(wanted.change, verdicts=_of_task(verdicts, task), signed=signed)
+        )
+
+    async def _compared(self, wanted: Wanted, view: LogView) -> Wanted:
+        """With the verdicts of the gates that compare, and what they went by."""
+        change = wanted.change
+        if not change.verdicts[-1].passed:
+            return wanted
+        grounds = grounds_of(view, change.task, change.labels)
+        compare = partial(self._replica.compare, allow_new_labels=change.allow_new_labels)
+        verdicts = await self._examine(compare, wanted.bundle, change.task, grounds)
+        verdicts = (*change.verdicts, *_of_task(verdicts, change.task))
+        return replace(wanted, change=replace(change, verdicts=verdicts, grounds=grounds))
+
+    async def _examine(self, gates: Callable[..., T], *arguments: object) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._replica.examiner, gates, *arguments)
+
+
+def _wanted(request: Request, bundle: Bundle, task: str, *, share: float | None = None) -> Wanted:
+    """What a request asks for a bundle."""
+    heldout = bundle.manifest.files.get(HELDOUT)
+    fields: dict[str, Any] = {
+        "bundle": bundle.digest,
+        "labels": bundle.manifest.labels,
+        "message": request.query_params.get("message", ""),
+        "allow_new_labels": flag_in(request, "new_labels"),
+        "heldout": f"sha256:{heldout.sha256}" if heldout else None,
+        "share": share,
+    }
+    try:
+        return Wanted(bundle, Change(task, idempotency_key(request), **fields))
+    except ValidationError as error:
+        raise malformed(error, FIELD_NAMES) from error
+
+
+def _of_task(verdicts: Sequence[Verdict], task: str) -> tuple[Verdict, ...]:
+    return tuple(verdict.model_copy(update={"task": task}) for verdict in verdicts)
+
+
+def _refusal(checked: Sequence[Change]) -> Refused | None:
+    """Why some of the bundles are not admitted, with what every gate said of each."""
+    last = {change.task: change.verdicts[-1] for change in checked}
+    refused = {task: verdict for task, verdict in last.items() if not verdict.passed}
+    if not refused:
+        return None
+    reasons = [
+        verdict.reason if len(checked) == 1 else f"{task}: {verdict.reason}"
+        for task, verdict in refused.items()
+    ]
+    verdicts = tuple(verdict for change in checked for verdict in change.verdicts)
+    return Refused("gate", " ".join(reasons), verdicts)
+
+
+def _no_bundle(reason: str) -> Response:
+    verdict = Verdict(gate="bundle", passed=False, reason=reason)
+    return problem_of_refusal(Refused("gate", reason, (verdict,)))
+
+
+def _candidate_share(request: Request) -> float | None:
+    """Of the callers, for a push that starts a rollout; None for one that is live at once."""
+    if flag_in(request, "shadow"):
+        if "canary" in request.query_params:
+            raise RequestError(400, "A push is either a canary or a shadow; name one of the two.")
+        return 0.0
+    value = request.query_params.get("canary")
+    if value is None:
+        return None
+    try:
+        return share_of(float(value))
+    except ValueError:
+        return share_of(value)

@@ -1,0 +1,84 @@
+"""Whether a change was made already by its idempotency key, and what else the key may have made."""
+
+from __future__ import annotations
+
+from serve.messages import AnyChange, Change, KeyRequest, Pushes, Refused, Swapped
+from serve.record import (
+    HeldoutChange,
+    HeldoutVersion,
+    KeyVersion,
+    Made,
+    SettingsChange,
+    SettingsVersion,
+    TaskChange,
+    TaskVersion,
+)
+
+
+def repeated(made: tuple[Made, ...], change: AnyChange) -> Swapped | Refused:
+    """The same key gives the same answer, unless it is used for something else."""
+    if _is_made_by(made, change):
+        versions = tuple(one.change for one in made if isinstance(one, TaskVersion))
+        return Swapped(versions, stage_ms=0.0, hold_ms=0.0, replicas=0, is_repeat=True)
+    did = ", ".join(_did(one) for one in made)
+    return Refused(
+        "conflict",
+        f"The idempotency key {change.key!r} already {did}; use a new key for another change.",
+    )
+
+
+def _is_made_by(made: tuple[Made, ...], change: AnyChange) -> bool:
+    if not isinstance(change, Pushes):
+        return len(made) == 1 and _made_by_the_same(made[0], change)
+    pushes = {push.task: push for push in change.pushes}
+    return len(made) == len(pushes) and all(
+        isinstance(one, TaskVersion)
+        and one.change.task in pushes
+        and _made_version(one.change, pushes[one.change.task])
+        for one in made
+    )
+
+
+def touched(change: TaskChange | SettingsChange | HeldoutChange) -> str:
+    """What a record did to a task."""
+    if isinstance(change, TaskChange):
+        return f"made version {change.version}"
+    if isinstance(change, SettingsChange):
+        return "changed the settings"
+    return "set the held-out sample"
+
+
+def _did(made: Made) -> str:
+    if isinstance(made, KeyVersion):
+        return f"changed the trust in key {made.change.name}"
+    return f"{touched(made.change)} of task {made.change.task}"
+
+
+def _made_by_the_same(made: Made, change: Change | KeyRequest) -> bool:
+    if isinstance(made, KeyVersion) or isinstance(change, KeyRequest):
+        if not (isinstance(made, KeyVersion) and isinstance(change, KeyRequest)):
+            return False
+        is_same = made.change.is_revoked if change.trust is None else made.change == change.trust
+        return is_same and made.change.key_id == change.key_id
+    if made.change.task != change.task:
+        return False
+    if isinstance(made, HeldoutVersion):
+        return change.bundle is None and made.change.heldout == change.heldout
+    if isinstance(made, SettingsVersion):
+        settings = made.change.settings
+        return bool(change.settings) and settings.updated(change.settings) == settings
+    return not change.settings and _made_version(made.change, change)
+
+
+def _made_version(did: TaskChange, change: Change) -> bool:
+    candidate = did.candidate
+    if (candidate.share if candidate else None) != change.share:
+        return False
+    if change.promote:
+        return did.action == "promote" or candidate is not None
+    if change.bundle:
+        return change.bundle == (candidate.bundle if candidate else did.bundle)
+    if change.retires:
+        return did.action == "retire"
+    is_rollback = did.action == "rollback" and not change.heldout
+    return is_rollback and change.to in {None, did.rolled_back_to}
