@@ -47,9 +47,9 @@ def photograph() -> bytes:
     return min(files, key=lambda data: abs(len(data) - TARGET_BYTES))
 
 
-def make_trunk(folder: Path) -> TrunkManifest:
+def make_trunk(folder: Path, *, name: str = BACKBONE) -> TrunkManifest:
     """Export the untrained backbone."""
-    backbone, _ = build_backbone(BACKBONE, weights=None, allow_untrained=True)
+    backbone, _ = build_backbone(name, weights=None, allow_untrained=True)
     pictures = torch.from_numpy(_pictures(backbone.preprocessing, 4))
     provenance = provenance_of(command="benchmark", seed=0)
     return export_trunk(backbone, pictures, folder, provenance=provenance).manifest

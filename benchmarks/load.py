@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -20,10 +21,16 @@ END_OF_HEAD = b"\r\n\r\n"
 
 @dataclass
 class Load:
-    """What the connections saw; times from `time.monotonic`, in seconds."""
+    """What the connections saw; times from `time.monotonic`, in seconds.
+
+    Args:
+        refusals_s: How long it took to be told 503; only an open load notes it.
+        num_failed: Requests without an answer, those that were refused among them.
+    """
 
     seconds: float = 0.0
     latencies_s: list[float] = field(default_factory=list)
+    refusals_s: list[float] = field(default_factory=list)
     num_failed: int = 0
 
     @property
@@ -130,7 +137,9 @@ class _Connection(asyncio.Protocol):
         self._transport.write(self._request)
 
 
-def request_of(url: str, body: bytes, content_type: str = "image/jpeg") -> bytes:
+def request_of(
+    url: str, body: bytes, content_type: str = "image/jpeg", headers: Sequence[str] = ()
+) -> bytes:
     """A whole POST as it goes over the wire."""
     parts = urlsplit(url)
     lines = (
@@ -138,5 +147,6 @@ def request_of(url: str, body: bytes, content_type: str = "image/jpeg") -> bytes
         f"Host: {parts.netloc}",
         f"Content-Type: {content_type}",
         f"Content-Length: {len(body)}",
+        *headers,
     )
     return "\r\n".join(lines).encode() + END_OF_HEAD + body

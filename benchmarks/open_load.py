@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
@@ -14,13 +15,20 @@ from benchmarks.load import CONTENT_LENGTH, END_OF_HEAD, Load, request_of
 
 
 async def run_open_load(
-    url: str, body: bytes, *, rate: float, seconds: float, seed: int, warm_up_s: float = 0.5
+    url: str,
+    body: bytes,
+    *,
+    rate: float,
+    seconds: float,
+    seed: int,
+    warm_up_s: float = 0.5,
+    headers: Sequence[str] = (),
 ) -> Load:
     """POST `body` to `url`, `rate` times a second, on as many connections as it takes.
 
     A latency counts from when the request was due, so a sender that is late hides nothing.
     """
-    request = request_of(url, body)
+    request = request_of(url, body, headers=headers)
     load, idle = Load(seconds), list[Connection]()
     began_s = time.monotonic() + warm_up_s
 
@@ -31,6 +39,8 @@ async def run_open_load(
         idle.append(connection)
         if due_s >= began_s and is_answered:
             load.latencies_s.append(time.monotonic() - due_s)
+        if due_s >= began_s and status == HTTPStatus.SERVICE_UNAVAILABLE:
+            load.refusals_s.append(time.monotonic() - due_s)
         load.num_failed += not is_answered
 
     async with asyncio.TaskGroup() as sending:

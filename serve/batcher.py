@@ -15,13 +15,13 @@ from concurrent.futures import Future
 
 import numpy as np
 
+from serve.admission import Admission
 from serve.comparisons import Comparison, Comparisons
 from serve.engine import Engine, Snapshot
 from serve.jobs import (
     Answer,
     FeaturesOnlyError,
     Job,
-    OverloadedError,
     StoppingError,
     UndecidedError,
     no_head_of,
@@ -29,7 +29,7 @@ from serve.jobs import (
 from serve.metrics import Metrics
 from serve.residency import AdaptersTooLargeError, AllResident, Residency
 from serve.schedule import Schedule
-from serve.work import Unit, Work, run_units
+from serve.work import FEATURES_COST, Unit, Work, run_units
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +41,9 @@ class Batcher:
 
     Args:
         max_pictures: What fits into a batch, in pictures through the trunk.
-        max_queued: Requests that may wait; one more is refused.
+        max_queued: Requests that may wait, for their decoding too; one more is refused.
         picture_s: Time that one picture takes in a batch of that size.
+        decode_threads: Pictures that are decoded at once.
         residency: Keeps what heads need in memory.
     """
 
@@ -55,12 +56,20 @@ class Batcher:
         max_pictures: int,
         max_queued: int,
         picture_s: float = 0.0,
+        decode_threads: int = 1,
         residency: Residency | None = None,
     ) -> None:
         self._engine, self._snapshot, self._metrics = engine, snapshot, metrics
         self._batch_cost, self._max_queued = float(max_pictures), max_queued
         self._residency = residency or AllResident()
         self._schedule = Schedule(self._weight_of, picture_s=picture_s)
+        self.admission = Admission(
+            self._weight_of,
+            max_waiting=max_queued,
+            batch_cost=self._batch_cost,
+            picture_s=picture_s,
+            decode_threads=decode_threads,
+        )
         self.comparisons = Comparisons(engine)
         self._changed = threading.Condition()
         # Every job is in one of the two from its arrival to its end; dicts, as sets with an order.
@@ -72,6 +81,7 @@ class Batcher:
         self._is_open = False  # until the conductor has admitted this replica, nothing starts
         self._is_closed = False
         self._must_start_anew = False
+        self._free_since_s = 0.0  # the worker
         self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
         self._worker.start()
 
@@ -85,13 +95,25 @@ class Batcher:
         """Whether the worker still takes batches."""
         return self._worker.is_alive()
 
+    def expect(self, job: Job, num_inputs: int) -> None:
+        """Let a request in whose pictures are still to be decoded; `submit` queues it then.
+
+        Raises:
+            OverloadedError: too much waits for it to be answered in time.
+        """
+        heads = self._snapshot.heads
+        asked = heads.values() if job.tasks is None else map(heads.get, job.tasks)
+        a_row = sum(head.row_cost for head in asked if head)
+        an_input = FEATURES_COST if job.has_features else 1.0
+        self.admission.admit(job, num_inputs=num_inputs, cost=num_inputs * (an_input + a_row))
+
     def submit(self, job: Job) -> Future[list[list[Answer]]]:
         """Queue a request.
 
         Raises:
             UnknownTaskError: no such task is live, nor about to be.
             RetiredTaskError: it was, and is retired.
-            OverloadedError: the queue is full.
+            OverloadedError: see `expect`, which is not asked twice.
             UndecidedError: see there.
             StoppingError: see there.
         """
@@ -102,7 +124,9 @@ class Batcher:
             is_held = job.touches(self._held)
             if self._is_undecided and is_held:
                 raise UndecidedError("A swap of this task is undecided; try again shortly.")
-            self._refuse_too_many()
+            if job not in self.admission:
+                self.expect(job, len(job.inputs))
+            self._forget_gone()
             self._waiting[job] = None
             if not is_held:
                 self._schedule.add(job)
@@ -200,15 +224,15 @@ class Batcher:
             if task not in self._snapshot.heads and task not in self._held:
                 raise no_head_of(task, self._snapshot)
 
-    def _refuse_too_many(self) -> None:
+    def _forget_gone(self) -> None:
+        """Let go of the pictures of callers that have gone, before they are too many."""
         if len(self._waiting) < self._max_queued:
             return
         gone = [job for job in self._waiting if job.done.done()]
-        if not gone:
-            raise OverloadedError(f"{len(self._waiting)} requests wait already; try again shortly.")
         for job in gone:
             self._forget(job)
-        self._queue_all()
+        if gone:
+            self._queue_all()
 
     def _forget(self, job: Job) -> None:
         # It may still be in the schedule, and is passed over there.
@@ -241,10 +265,13 @@ class Batcher:
         else:
             self._metrics.batch_pictures.observe(num_pictures)
             self._metrics.run_seconds.observe(time.monotonic() - started_at)
+            cost = sum(unit.cost for _, unit in batch)
+            self.admission.see_run(cost, time.monotonic() - self._free_since_s)
 
     def _next_batch(self) -> list[tuple[Work, Unit]] | Comparison | None:
         """Wait for something to run; None if the batcher is closed. No batch runs meanwhile."""
         with self._changed:
+            self._free_since_s = time.monotonic()
             while True:
                 self._end_jobs()
                 if comparison := self._choose_comparison(is_idle=False):
@@ -256,6 +283,7 @@ class Batcher:
                 if comparison := self._choose_comparison(is_idle=True):
                     return comparison
                 self._changed.wait(self._time_to_wake_s())
+                self._free_since_s = time.monotonic()
 
     def _end_jobs(self) -> None:
         """Let go of the jobs that are over, those that are late among them."""

@@ -52,7 +52,15 @@ class FeaturesOnlyError(Exception):
 
 
 class OverloadedError(Exception):
-    """The queue is full; the request was refused at once."""
+    """More waits than can be answered in time; the request was refused at once.
+
+    Args:
+        retry_after_s: When to ask again, in whole seconds.
+    """
+
+    def __init__(self, reason: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
 
 
 class UndecidedError(Exception):
@@ -97,6 +105,8 @@ class Job:
         tasks: Names, or None for all that are live.
         deadline_s: When its caller stops waiting, as `time.monotonic` tells it.
         done: Answers as [input][task], in the order asked.
+        num_inputs: How many, said before they are decoded.
+        cost: What all its units cost, in pictures.
         cost_taken: What its units that were taken cost, in pictures.
         caller: Who asks, as far as is known; one caller gets one side of a canary.
         is_stable: A candidate has failed it: what is live beside that answers instead.
@@ -107,6 +117,8 @@ class Job:
     deadline_s: float = field(default_factory=lambda: time.monotonic() + REQUEST_TIMEOUT_S)
     done: Future[list[list[Answer]]] = field(default_factory=Future)
     queued_at: float = field(default_factory=time.monotonic)
+    num_inputs: int = 0
+    cost: float = 0.0
     cost_taken: float = 0.0
     caller: str = ""
     is_stable: bool = False

@@ -36,7 +36,7 @@ from serve.devices import choose_device
 from serve.engine import Engine, LiveHead
 from serve.grounds import Grounds
 from serve.headlog import HeadLog
-from serve.jobs import Answer, Job
+from serve.jobs import Answer, Job, OverloadedError
 from serve.link import Link
 from serve.live_gates import compare
 from serve.loading import HeadLoader
@@ -96,6 +96,7 @@ class Replica:
             max_pictures=batch_size,
             max_queued=settings.max_queued,
             picture_s=picture_s,
+            decode_threads=settings.decode_threads,
             residency=self._loader.adapters,
         )
         self._loader.adapters.connect(self.batcher.wake, self._is_pinned)
@@ -145,11 +146,16 @@ class Replica:
             caller: See `Job`.
 
         Returns:
-            Answers as [picture][task], or what `decode` or `Batcher.submit` raise.
+            Answers as [picture][task], or what `decode` and `Batcher` raise.
         """
         done: Future[list[list[Answer]]] = Future()
         job = Job([], tasks, deadline_s, done, caller=caller)
-        self.decoders.submit(self._decode_and_queue, pictures, job)
+        try:
+            self.batcher.expect(job, len(pictures))
+        except OverloadedError as error:
+            job.fail(error)
+        else:
+            self.decoders.submit(self._decode_and_queue, pictures, job)
         return done
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
@@ -158,12 +164,16 @@ class Replica:
         Raises:
             PictureError: not a picture, damaged, or too large.
         """
-        with self.metrics.decode_seconds.time():
-            return load_picture(
-                data,
-                self.engine.manifest.preprocessing,
-                max_pixels=self.settings.max_picture_pixels,
-            )
+        began_s = time.monotonic()
+        picture = load_picture(
+            data,
+            self.engine.manifest.preprocessing,
+            max_pixels=self.settings.max_picture_pixels,
+        )
+        seconds = time.monotonic() - began_s
+        self.metrics.decode_seconds.observe(seconds)
+        self.batcher.admission.see_decoding(seconds)
+        return picture
 
     def load(self, change: TaskChange) -> LiveHead:
         """Fetch the bundle of a change that is live, and load its head.

@@ -74,7 +74,9 @@ class ServeSettings(BaseSettings):
     max_batch_pictures: PositiveInt = Field(
         32, description="Most pictures in a batch, however fast the trunk is."
     )
-    max_queued: PositiveInt = Field(512, description="Most requests waiting in one replica.")
+    max_queued: PositiveInt = Field(
+        512, description="Most requests waiting in one replica, for their decoding too."
+    )
     decode_threads: PositiveInt = Field(2, description="Threads that decode pictures.")
     request_timeout_s: PositiveFloat = Field(
         REQUEST_TIMEOUT_S,

@@ -73,7 +73,10 @@ def problem_of(error: Exception) -> JSONResponse:
         return problem(error.status, str(error))
     for kind, status in STATUS_OF_ERROR.items():
         if isinstance(error, kind):
-            return problem(status, str(error) or TITLES[status])
+            response = problem(status, str(error) or TITLES[status])
+            if isinstance(error, OverloadedError):
+                response.headers["retry-after"] = str(error.retry_after_s)
+            return response
     return problem(500, "The service failed to answer; its log has the reason.")
 
 

@@ -58,7 +58,7 @@ def stepped(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> SteppedEngine:
 
 @pytest.fixture
 def make_batcher(engine: Engine, stepped: SteppedEngine) -> Iterator[BatcherMaker]:
-    """A function that makes an open batcher of 2 pictures a batch, at a second each."""
+    """A function that makes an open batcher of 2 pictures a batch, at 5 ms each."""
     made: list[Batcher] = []
 
     def make(snapshot: Snapshot | None = None, **options: object) -> Batcher:
@@ -66,7 +66,7 @@ def make_batcher(engine: Engine, stepped: SteppedEngine) -> Iterator[BatcherMake
             engine,
             snapshot or snapshot_of(*map(live_head, TASKS)),
             Metrics(),
-            **({"max_pictures": 2, "max_queued": 600, "picture_s": 1.0} | options),  # pyrefly: ignore
+            **({"max_pictures": 2, "max_queued": 600, "picture_s": 0.005} | options),  # pyrefly: ignore
         )
         batcher.set_open(is_open=True)
         made.append(batcher)

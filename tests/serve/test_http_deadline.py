@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +11,9 @@ import httpx
 import pytest
 
 from export.bundle import Bundle
+from serve.http.routes import http_app
 from serve.task_settings import TaskSettings
-from tests.serve.harness import HttpClient, LocalFleet
+from tests.serve.harness import HttpClient, LocalFleet, until
 from tests.serve.oracle import Heads
 from tests.serve.test_http import png_of, problem
 
@@ -89,6 +91,46 @@ def test_a_tasks_deadline_counts_for_requests_that_say_nothing(
     batcher.flip(before)
 
     assert f"No answer within {allowed} s" in problem(answer, 503)
+
+
+def test_what_cannot_be_answered_in_time_is_refused_at_once(fleet: LocalFleet) -> None:
+    """503 with the time after which what waits is done, long before the deadline."""
+    replica = fleet.replicas["replica-1"]
+    replica.batcher.hold(frozenset({"colours"}))
+    # As many as take the decoders seconds, for a caller who has half of one.
+    pictures = [png_of(0)] * 20_000
+    waiting = replica.ask(pictures, ("colours",), time.monotonic() + 100)
+    began_s = time.monotonic()
+    answer = HttpClient(fleet, "replica-1").post("/predict/colours", content=png_of(0))
+    took_s = time.monotonic() - began_s
+    waiting.cancel()
+    replica.batcher.release()
+
+    assert "What waits here takes about" in problem(answer, 503)
+    assert int(answer.headers["retry-after"]) >= 1
+    assert took_s < 0.5
+
+
+def test_a_caller_that_goes_away_frees_its_rows(fleet: LocalFleet) -> None:
+    """The server cancels what it is doing for it, and nothing of it waits any more."""
+    batcher = fleet.replicas["replica-1"].batcher
+    batcher.hold(frozenset({"colours"}))
+
+    async def hang_up() -> int:
+        transport = httpx.ASGITransport(
+            http_app(fleet.replicas["replica-1"], fleet.links["replica-1"])
+        )
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            asked = asyncio.ensure_future(client.post("/predict/colours", content=png_of(0)))
+            await asyncio.to_thread(until, lambda: batcher.admission.num_waiting == 1)
+            asked.cancel()
+            await asyncio.wait([asked])
+        return batcher.admission.num_waiting
+
+    num_waiting = asyncio.run(hang_up())
+    batcher.release()
+
+    assert num_waiting == 0
 
 
 def test_the_callers_deadline_wins_over_the_tasks(fleet: LocalFleet) -> None:

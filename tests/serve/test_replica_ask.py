@@ -14,7 +14,7 @@ from PIL import Image
 
 from export.bundle import Bundle
 from models.pictures import PictureError
-from serve.jobs import UnknownTaskError
+from serve.jobs import OverloadedError, UnknownTaskError
 from serve.replica import Replica
 from tests.serve.harness import LocalFleet
 from tests.serve.oracle import Heads, expected_scores, some_picture
@@ -80,6 +80,18 @@ def test_what_the_queue_refuses_is_the_answer(replica: Replica) -> None:
     """The same for the batcher."""
     with pytest.raises(UnknownTaskError):
         replica.ask([png_of(0)], ("moods",), soon()).result(10)
+
+
+def test_a_request_that_cannot_be_answered_in_time_is_refused_before_it_is_decoded(
+    replica: Replica, decoding: threading.Event
+) -> None:
+    """While others wait for a decoder, it is told so at once."""
+    waiting = [replica.ask([png_of(seed)] * 64, TASK, soon()) for seed in range(20)]
+    refused = replica.ask([png_of(0)], TASK, time.monotonic() + 0.1)
+
+    assert isinstance(refused.exception(0), OverloadedError)
+    decoding.set()
+    assert all(answered.result(10) for answered in waiting)
 
 
 def test_a_request_of_many_pictures_leaves_a_decoder_free(
