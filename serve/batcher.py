@@ -374,7 +374,7 @@ class Batcher:
             return None
         heads = self._snapshot.heads
         try:
-            live = [heads[task] for task in (heads if job.tasks is None else job.tasks)]
+            live = [heads[task] for task in job.tasks_of(heads)]
             work = Work(job, live, batch_cost=self._batch_cost)
         except KeyError as error:  # it waited for a head that did not come
             job.fail(no_head_of(error.args[0], self._snapshot))

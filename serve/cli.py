@@ -18,13 +18,23 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from serve import cli_audit, cli_keys, cli_learn, cli_predict, cli_rollout, cli_store, cli_task
+from serve import (
+    cli_audit,
+    cli_keys,
+    cli_learn,
+    cli_predict,
+    cli_rollout,
+    cli_store,
+    cli_task,
+    cli_tokens,
+)
 from serve.cli_rollout import parse_share
 from serve.client import Client, ClientError
 from serve.console import (
     DEFAULT_SERVER,
     AsJson,
     Server,
+    Token,
     gates_table,
     notes,
     out,
@@ -48,6 +58,7 @@ cli_store.add_to(app)
 cli_rollout.add_to(app)
 cli_audit.add_to(app)
 cli_predict.add_to(app)
+cli_tokens.add_to(app)
 
 
 def main() -> None:
@@ -150,12 +161,16 @@ def push(
         bool, typer.Option("--dry-run", help="Only ask the gates; nothing is stored.")
     ] = False,
     server: Server = DEFAULT_SERVER,
+    token: Token = "",
     as_json: AsJson = False,
 ) -> None:
     """Make a bundle live on every replica, or several at once; returns when they are."""
     signer = cli_keys.read_private_key(key) if key else None
     try:
-        with Client(server) as client, notes.status("asking" if dry_run else "pushing"):
+        with (
+            Client(server, token=token) as client,
+            notes.status("asking" if dry_run else "pushing"),
+        ):
             pushed = client.push(
                 bundles[0] if len(bundles) == 1 else bundles,
                 task=task,
@@ -187,10 +202,11 @@ def retire(
     ] = None,
     message: Annotated[str, typer.Option(help="Why; shown by history.")] = "",
     server: Server = DEFAULT_SERVER,
+    token: Token = "",
     as_json: AsJson = False,
 ) -> None:
     """Let a task answer nothing any more; a push or a rollback brings it back."""
-    with Client(server) as client:
+    with Client(server, token=token) as client:
         retired = client.retire(task, expected=expected, message=message)
     show_swap("retired", retired, as_json=as_json)
 

@@ -16,6 +16,7 @@ from serve.console import (
     DEFAULT_SERVER,
     AsJson,
     Server,
+    Token,
     gates_table,
     out,
     print_json,
@@ -36,9 +37,9 @@ def add_to(app: typer.Typer) -> None:
     app.command(epilog="Example: headstock show 8d23ab90a1c4")(show)
 
 
-def status(server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
+def status(server: Server = DEFAULT_SERVER, token: Token = "", as_json: AsJson = False) -> None:
     """Show what is live."""
-    with Client(server) as client:
+    with Client(server, token=token) as client:
         live = client.tasks()
         rollouts = {
             task["task"]: client.task(task["task"])["rollout"]
@@ -62,6 +63,7 @@ def history(
         str | None, typer.Argument(help="Task; every record of the log unless given.")
     ] = None,
     server: Server = DEFAULT_SERVER,
+    token: Token = "",
     as_json: AsJson = False,
 ) -> None:
     """Show what became of a task, or of everything, oldest first.
@@ -69,7 +71,7 @@ def history(
     Of a task: every version, with who signed it, and every change of its settings and its held-out
     sample. Without a task: every record of the log, with --json as it is stored, one a line.
     """
-    with Client(server) as client:
+    with Client(server, token=token) as client:
         if task is None:
             _show_log(client, as_json=as_json)
             return
@@ -85,10 +87,11 @@ def diff(
     a: Annotated[int, typer.Argument(min=1, help="Version.")],
     b: Annotated[int, typer.Argument(min=1, help="Another version.")],
     server: Server = DEFAULT_SERVER,
+    token: Token = "",
     as_json: AsJson = False,
 ) -> None:
     """Show what changed from one version of a task to another."""
-    with Client(server) as client:
+    with Client(server, token=token) as client:
         found = client.diff(task, a, b)
     if as_json:
         print_json(found)
@@ -107,10 +110,11 @@ def show(
         str, typer.Argument(help="A bundle, as an answer names it, or its first digits.")
     ],
     server: Server = DEFAULT_SERVER,
+    token: Token = "",
     as_json: AsJson = False,
 ) -> None:
     """Show where a bundle came from, data and command, and where it was live."""
-    with Client(server) as client:
+    with Client(server, token=token) as client:
         told = client.bundle(digest)
     if as_json:
         print_json(told)
@@ -179,6 +183,10 @@ def _happenings(record: dict[str, Any]) -> list[str]:
     found += [f"settings of {setting['task']}" for setting in record.get("settings", ())]
     found += [f"held-out sample of {sample['task']}" for sample in record.get("heldout", ())]
     found += [f"trust in key {key['name']}" for key in record.get("signing_keys", ())]
+    found += [
+        f"{'revoked' if token.get('is_revoked') else 'made'} token {token['name']}"
+        for token in record.get("tokens", ())
+    ]
     return found + ([f"trunk {short(record['trunk']['trunk'])}"] if "trunk" in record else [])
 
 

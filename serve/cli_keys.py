@@ -15,7 +15,7 @@ from rich.table import Table
 from export.keys import KeyFileError, load_private_key, new_key, read_public_key
 from export.sign import key_id_of
 from serve.client import Client
-from serve.console import DEFAULT_SERVER, AsJson, Server, notes, out, print_json, signer_text
+from serve.console import DEFAULT_SERVER, AsJson, Server, Token, notes, out, print_json, signer_text
 from serve.settings import PREFIX
 from serve.trust import SHORT_ID
 
@@ -81,6 +81,7 @@ def trust(
     ] = None,
     message: Annotated[str, typer.Option(help="Why; shown by keys list --json.")] = "",
     server: Server = DEFAULT_SERVER,
+    token: Token = "",
     as_json: AsJson = False,
 ) -> None:
     """Trust a key to sign bundles, or change how far. From the first on, pushes must be signed."""
@@ -88,7 +89,7 @@ def trust(
         raise FileNotFoundError(f"There is no key at {public_key}.")
     pem = public_key.read_bytes()
     read_public_key(pem)
-    with Client(server) as client, notes.status("trusting"):
+    with Client(server, token=token) as client, notes.status("trusting"):
         key = client.trust_key(
             pem.decode(),
             name=name or public_key.stem,
@@ -107,10 +108,11 @@ def revoke(
     key: Annotated[str, typer.Argument(help="Its name, or its id (at least 8 digits of it).")],
     message: Annotated[str, typer.Option(help="Why; shown by keys list --json.")] = "",
     server: Server = DEFAULT_SERVER,
+    token: Token = "",
     as_json: AsJson = False,
 ) -> None:
     """Trust a key no more, for ever. What it signed stays live; the answer says what that is."""
-    with Client(server) as client, notes.status("revoking"):
+    with Client(server, token=token) as client, notes.status("revoking"):
         known = client.keys()["keys"]
         revoked = client.revoke_key(find_key(known, key)["key_id"], message=message)
     if as_json:
@@ -122,9 +124,9 @@ def revoke(
 
 
 @keys_app.command("list", epilog=EXAMPLES["list"])
-def show(server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
+def show(server: Server = DEFAULT_SERVER, token: Token = "", as_json: AsJson = False) -> None:
     """Show every key that was ever trusted, and what it signed of what is live."""
-    with Client(server) as client:
+    with Client(server, token=token) as client:
         told = client.keys()
     if as_json:
         print_json(told)

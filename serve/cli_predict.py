@@ -13,7 +13,7 @@ from rich.table import Table
 
 from serve.client import Client, ClientError, Prediction
 from serve.client_each import AT_ONCE
-from serve.console import DEFAULT_SERVER, Server, notes, out
+from serve.console import DEFAULT_SERVER, Server, Token, notes, out
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
@@ -34,6 +34,7 @@ def predict(
         Path | None, typer.Option(help="Go on after this picture, the last that was answered.")
     ] = None,
     server: Server = DEFAULT_SERVER,
+    token: Token = "",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON line a picture and nothing else.")
     ] = False,
@@ -42,7 +43,7 @@ def predict(
     paths = _pictures(images, after)
     table = Table("picture", "label", "score", "version")
     num_failed = 0
-    with Client(server) as client:
+    with Client(server, token=token) as client:
         each = client.predict_each(task, paths, top=top, at_once=at_once)
         try:
             for path, told in track(

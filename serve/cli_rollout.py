@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from serve.client import Client
-from serve.console import DEFAULT_SERVER, AsJson, Server, out, short, show_swap
+from serve.console import DEFAULT_SERVER, AsJson, Server, Token, out, short, show_swap
 
 Task = Annotated[str, typer.Argument(help="Task.")]
 Message = Annotated[str, typer.Option(help="Why; shown by history.")]
@@ -28,10 +28,11 @@ def promote(
     expected: Expected = None,
     message: Message = "",
     server: Server = DEFAULT_SERVER,
+    token: Token = "",
     as_json: AsJson = False,
 ) -> None:
     """Make the candidate of a rollout live for all callers, or for a larger share of them."""
-    with Client(server) as client:
+    with Client(server, token=token) as client:
         promoted = client.promote(
             task, share=parse_share(share), expected=expected, message=message
         )
@@ -44,10 +45,11 @@ def rollback(
     expected: Expected = None,
     message: Message = "",
     server: Server = DEFAULT_SERVER,
+    token: Token = "",
     as_json: AsJson = False,
 ) -> None:
     """Make an older bundle live again, as a new version; a rollout ends."""
-    with Client(server) as client:
+    with Client(server, token=token) as client:
         rolled_back = client.rollback(task, to=to, expected=expected, message=message)
     show_swap("rolled back", rolled_back, as_json=as_json)
 

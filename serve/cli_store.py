@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import timedelta
@@ -13,7 +12,7 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from serve.console import AsJson, notes, out, print_json
+from serve.console import AsJson, notes, out, parse_span, print_json
 from serve.doctor import Finding, is_healthy
 from serve.garbage import Garbage, find_garbage, remove
 from serve.headlog import HeadLog
@@ -21,7 +20,6 @@ from serve.store import StoreError
 
 STORE_HELP = "Folder, or s3://, gs:// or az:// URL, of the head log."
 SHORTEST_GRACE = timedelta(hours=1)
-UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
 NUM_SHOWN = 50
 
@@ -117,10 +115,9 @@ def parse_grace(text: str) -> timedelta:
     Raises:
         GraceError: it is not of that form, or too short.
     """
-    found = re.fullmatch(r"(\d{1,6})([smhdw])", text)
-    if found is None:
+    span = parse_span(text)
+    if span is None:
         raise GraceError(f"--grace is {text!r}; expected a number and one of s, m, h, d, w: 7d.")
-    span = timedelta(**{UNITS[found[2]]: int(found[1])})
     if span < SHORTEST_GRACE:
         raise GraceError(
             f"--grace is {text}; expected at least 1h: a push that is on its way has stored what "

@@ -14,6 +14,7 @@ from serve.console import (
     DEFAULT_SERVER,
     AsJson,
     Server,
+    Token,
     notes,
     out,
     print_json,
@@ -49,11 +50,12 @@ def set_task(
     ],
     message: Annotated[str, typer.Option(help="Why; shown by history.")] = "",
     server: Server = DEFAULT_SERVER,
+    token: Token = "",
     as_json: AsJson = False,
 ) -> None:
     """Change settings of a task on every replica; what is not named stays as it is."""
     values = parse_settings(settings)
-    with Client(server) as client, notes.status("setting"):
+    with Client(server, token=token) as client, notes.status("setting"):
         described = client.set_task(task, values, message=message)
     if as_json:
         print_json(described)
@@ -71,10 +73,11 @@ def set_heldout(
     ],
     message: Annotated[str, typer.Option(help="Why; shown by history.")] = "",
     server: Server = DEFAULT_SERVER,
+    token: Token = "",
     as_json: AsJson = False,
 ) -> None:
     """Replace the held-out pictures that pushes to a task are compared on."""
-    with Client(server) as client, notes.status("setting"):
+    with Client(server, token=token) as client, notes.status("setting"):
         told = client.set_heldout(task, source, message=message)
     if as_json:
         print_json(told)

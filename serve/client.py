@@ -20,6 +20,7 @@ import httpx
 
 from serve import client_calls as calls
 from serve import client_changes as changes
+from serve import client_tokens as access
 from serve.client_calls import Prediction
 from serve.client_each import AT_ONCE, Told, predict_each, predict_each_async
 from serve.client_sending import TRIES, Ask, ClientError, Steps, read, wait_s
@@ -78,14 +79,17 @@ class Client:
 
     Args:
         url: Where the service answers, as `headstock serve` prints it.
+        token: Access token, for a service that asks for one.
         timeout_s: Longest time for one call, with all that is sent again.
         tries: How often a request is sent whose connection broke, or that was told "not now".
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 60.0, tries: int = TRIES) -> None:
+    def __init__(
+        self, url: str, *, token: str = "", timeout_s: float = 60.0, tries: int = TRIES
+    ) -> None:
         self.url = url
         self._timeout_s, self._tries = timeout_s, tries
-        self._http = httpx.Client(base_url=url, timeout=timeout_s)
+        self._http = httpx.Client(base_url=url, headers=access.headers(token), timeout=timeout_s)
 
     # Not Self: the shape checks of the tests wrap methods one by one, and Self needs the class.
     def __enter__(self) -> Client:  # noqa: PYI034
@@ -113,6 +117,9 @@ class Client:
     set_heldout = _waits(changes.set_heldout)
     trust_key = _waits(changes.trust_key)
     revoke_key = _waits(changes.revoke_key)
+    make_token = _waits(access.make_token)
+    revoke_token = _waits(access.revoke_token)
+    tokens = _waits(access.tokens)
 
     def predict_each(
         self, task: str, images: Iterable[Path], *, top: int | None = None, at_once: int = AT_ONCE
@@ -180,14 +187,19 @@ class AsyncClient:
 
     Args:
         url: See `Client`.
+        token: See `Client`.
         timeout_s: See `Client`.
         tries: See `Client`.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 60.0, tries: int = TRIES) -> None:
+    def __init__(
+        self, url: str, *, token: str = "", timeout_s: float = 60.0, tries: int = TRIES
+    ) -> None:
         self.url = url
         self._timeout_s, self._tries = timeout_s, tries
-        self._http = httpx.AsyncClient(base_url=url, timeout=timeout_s)
+        self._http = httpx.AsyncClient(
+            base_url=url, headers=access.headers(token), timeout=timeout_s
+        )
 
     async def __aenter__(self) -> AsyncClient:  # noqa: PYI034 (see Client)
         """Use the client for a while."""
@@ -214,6 +226,9 @@ class AsyncClient:
     set_heldout = _awaits(changes.set_heldout)
     trust_key = _awaits(changes.trust_key)
     revoke_key = _awaits(changes.revoke_key)
+    make_token = _awaits(access.make_token)
+    revoke_token = _awaits(access.revoke_token)
+    tokens = _awaits(access.tokens)
 
     def predict_each(
         self, task: str, images: Iterable[Path], *, top: int | None = None, at_once: int = AT_ONCE

@@ -142,9 +142,11 @@ class Conductor:
                     changes=proposed.changes,
                     settings=proposed.settings,
                     signing_keys=proposed.signing_keys,
+                    tokens=proposed.tokens,
                     heldout=proposed.heldout,
                     idempotency_key=change.key,
                     message=change.message,
+                    who=change.who,
                     verdicts=proposed.verdicts,
                 )
                 try:

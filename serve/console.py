@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Annotated, Any
 
 import typer
@@ -21,8 +23,25 @@ Server = Annotated[
     str,
     typer.Option(envvar="HEADSTOCK_SERVER", help="URL of the service.", show_default=True),
 ]
+Token = Annotated[
+    str,
+    typer.Option(
+        envvar="HEADSTOCK_TOKEN",
+        help="Access token; better given as the variable, which no list of processes shows.",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
 DEFAULT_SERVER = "http://127.0.0.1:8000"
+
+
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def parse_span(text: str) -> timedelta | None:
+    """A number and its unit, as in `7d`; None if it is not of that form."""
+    found = re.fullmatch(r"(\d{1,6})([smhdw])", text)
+    return timedelta(**{UNITS[found[2]]: int(found[1])}) if found else None
 
 
 def print_json(value: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -22,7 +22,8 @@ class UnknownTaskError(Exception):
     """A request asks for a task that is not live."""
 
     def __init__(self, task: str, known: Iterable[str]) -> None:
-        closest = get_close_matches(task, list(known), n=3)
+        self.task, self.known = task, tuple(known)
+        closest = get_close_matches(task, self.known, n=3)
         hint = f" The closest names are: {', '.join(closest)}." if closest else ""
         super().__init__(f"There is no task {task!r}.{hint} GET /tasks lists what is live.")
 
@@ -95,6 +96,11 @@ class Answer:
     scores: NDArray[np.float32]
 
 
+def any_task(_: str) -> bool:
+    """Every task may be asked."""
+    return True
+
+
 @dataclass(slots=True, eq=False)
 class Job:
     """One request: every input is asked of every task.
@@ -102,7 +108,8 @@ class Job:
     Args:
         inputs: All pictures, uint8 [height, width, 3] as the trunk takes them; or all features,
             float32 [num_features].
-        tasks: Names, or None for all that are live.
+        tasks: Names, or None for all that are live and that the caller may ask.
+        may_ask: Of a task that is not named, whether the caller may ask it.
         deadline_s: When its caller stops waiting, as `time.monotonic` tells it.
         done: Answers as [input][task], in the order asked.
         num_inputs: How many, said before they are decoded.
@@ -121,7 +128,12 @@ class Job:
     cost: float = 0.0
     cost_taken: float = 0.0
     caller: str = ""
+    may_ask: Callable[[str], bool] = any_task
     is_stable: bool = False
+
+    def tasks_of(self, live: Iterable[str]) -> Iterable[str]:
+        """The tasks that are asked, of those that are live if none are named."""
+        return filter(self.may_ask, live) if self.tasks is None else self.tasks
 
     def sides(self, heads: Sequence[LiveHead]) -> list[LiveHead]:
         """Of each task the side that answers this request."""

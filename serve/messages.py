@@ -10,9 +10,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from export.bundle import Digest, Sha256, TaskName
+from serve.access import TokenChange, TokenId
 from serve.grounds import Grounds
 from serve.metrics import Report
 from serve.protocol import NO_ACK, Ack, Phase, ReplicaId
+from serve.rates import Spent
 from serve.record import Record, TaskChange, Text, Verdict
 from serve.rollout import Trial
 from serve.task_settings import Asked
@@ -32,6 +34,7 @@ class Poll:
         veto: Why it cannot stage swap `veto_number`, if it cannot.
         heard: Sequence of the last directive it obeyed.
         trials: What it saw of rollouts since it started: task -> version and counts.
+        spent: Requests that it answered of tokens that have a rate.
     """
 
     replica: ReplicaId
@@ -43,6 +46,7 @@ class Poll:
     heard: int = 0
     metrics: Report | None = None
     trials: Mapping[str, tuple[int, Trial]] | None = None
+    spent: Spent = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Directive:
         record: The proposal while staging, the record read back while flipping.
         undone: Number of a swap that was given up and whose abort stands, or 0.
         is_admitted: Whether the replica that asked may answer.
+        spent: What each replica last said it had spent.
     """
 
     sequence: int
@@ -62,6 +67,7 @@ class Directive:
     record: Record | None
     undone: int
     is_admitted: bool
+    spent: Mapping[ReplicaId, Spent] = field(default_factory=dict)
 
 
 @checked_dataclass(frozen=True)
@@ -84,6 +90,7 @@ class Change:
         promote: Make the candidate live, or give it another share.
         key: Idempotency key: the same key makes the same change only once.
         allow_new_labels: Whether the pusher declared that the labels change.
+        who: Name of the token that asks; "" where none is asked for.
         signed: The bundle's signature, verified; None where none is asked for.
 
     Raises:
@@ -97,6 +104,7 @@ class Change:
     to: int | None = None
     expected: int | None = None
     message: Annotated[Text, Field(max_length=MAX_MESSAGE_LENGTH)] = ""
+    who: str = ""
     verdicts: tuple[Verdict, ...] = ()
     allow_new_labels: bool = False
     settings: Asked = ()
@@ -115,6 +123,7 @@ class Pushes:
     Args:
         pushes: Of each task one.
         key: Idempotency key of all together, as in `Change`; those of the pushes say nothing.
+        who: As in `Change`.
 
     Raises:
         ValidationError: see `Change`.
@@ -123,6 +132,7 @@ class Pushes:
     pushes: Annotated[tuple[Change, ...], Field(min_length=1)]
     key: Annotated[Text, Field(min_length=1, max_length=MAX_KEY_LENGTH)]
     message: Annotated[Text, Field(max_length=MAX_MESSAGE_LENGTH)] = ""
+    who: str = ""
 
 
 @checked_dataclass(frozen=True)
@@ -142,9 +152,29 @@ class KeyRequest:
     key: Annotated[Text, Field(min_length=1, max_length=MAX_KEY_LENGTH)]
     trust: KeyChange | None = None
     message: Annotated[Text, Field(max_length=MAX_MESSAGE_LENGTH)] = ""
+    who: str = ""
 
 
-AnyChange = Change | Pushes | KeyRequest
+@checked_dataclass(frozen=True)
+class TokenRequest:
+    """What somebody asks about an access token, checked when it is made.
+
+    Args:
+        key: Idempotency key, as in `Change`.
+        token: What it is to be; None: it is revoked.
+
+    Raises:
+        ValidationError: an id, key or message that the log would not take.
+    """
+
+    token_id: TokenId
+    key: Annotated[Text, Field(min_length=1, max_length=MAX_KEY_LENGTH)]
+    token: TokenChange | None = None
+    message: Annotated[Text, Field(max_length=MAX_MESSAGE_LENGTH)] = ""
+    who: str = ""
+
+
+AnyChange = Change | Pushes | KeyRequest | TokenRequest
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,17 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from export.bundle import Digest
+from serve.access import TokenChange
 from serve.grounds import grounds_of
-from serve.messages import AnyChange, Change, KeyRequest, Pushes, Refused, Swapped
+from serve.messages import (
+    AnyChange,
+    Change,
+    KeyRequest,
+    Pushes,
+    Refused,
+    Swapped,
+    TokenRequest,
+)
 from serve.record import (
     Candidate,
     HeldoutChange,
@@ -40,6 +49,7 @@ class Proposal:
     changes: tuple[TaskChange, ...] = ()
     settings: tuple[SettingsChange, ...] = ()
     signing_keys: tuple[KeyChange, ...] = ()
+    tokens: tuple[TokenChange, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
     heldout: tuple[HeldoutChange, ...] = ()
 
@@ -56,6 +66,8 @@ def propose(view: LogView, change: AnyChange, now: datetime) -> Proposal | Refus
         return repeated(made, change)
     if isinstance(change, KeyRequest):
         return _revoke(view, change) if change.trust is None else _trust(view, change.trust)
+    if isinstance(change, TokenRequest):
+        return _about_token(view, change)
     if isinstance(change, Pushes):
         return _push_all(view, change, now)
     last = view.last(change.task)
@@ -139,7 +151,7 @@ def overtaken(change: AnyChange, foreign: Iterable[Record]) -> Refused | None:
 
     Pure. One whose task they left alone stands, and is proposed anew for the next free number; so
     does one that they made themselves, by the same key, which then has its answer already. What
-    is asked about a signing key means the same whatever others did.
+    is asked about a signing key or a token means the same whatever others did.
 
     Returns:
         None if it stands; else why not, and who was first.
@@ -234,6 +246,39 @@ def _revoke(view: LogView, request: KeyRequest) -> Proposal | Refused | Swapped:
     if known.is_revoked:
         return NOTHING_TO_DO
     return Proposal(signing_keys=(known.model_copy(update={"is_revoked": True}),))
+
+
+def _about_token(view: LogView, request: TokenRequest) -> Proposal | Refused | Swapped:
+    return _revoke_token(view, request) if request.token is None else _issue(view, request.token)
+
+
+def _issue(view: LogView, wanted: TokenChange) -> Proposal | Refused | Swapped:
+    known = view.tokens
+    if wanted == known.get(wanted.token_id):
+        return NOTHING_TO_DO
+    if wanted.token_id in known:
+        return Refused(
+            "conflict",
+            f"Token {wanted.token_id} is there already and stays as it is; make a new one, and "
+            "revoke this one when nobody needs it any more.",
+        )
+    for other in known.values():
+        if other.name == wanted.name and not other.is_revoked:
+            return Refused(
+                "conflict",
+                f"The name {wanted.name} is that of token {other.token_id}; choose another, or "
+                "revoke that token first.",
+            )
+    return Proposal(tokens=(wanted,))
+
+
+def _revoke_token(view: LogView, request: TokenRequest) -> Proposal | Refused | Swapped:
+    known = view.tokens.get(request.token_id)
+    if known is None:
+        return Refused("unknown", f"There is no token {request.token_id}.")
+    if known.is_revoked:
+        return NOTHING_TO_DO
+    return Proposal(tokens=(known.model_copy(update={"is_revoked": True}),))
 
 
 def _samples(change: Change) -> tuple[HeldoutChange, ...]:

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from export.bundle import Digest, TaskName, digest_of
+from serve.access import TokenChange
 from serve.task_settings import TaskSettings
 from serve.trust import KeyChange, SignedBy
 
@@ -124,10 +125,12 @@ class Record(_Entry):
     changes: tuple[TaskChange, ...] = ()
     settings: tuple[SettingsChange, ...] = ()
     signing_keys: tuple[KeyChange, ...] = ()
+    tokens: tuple[TokenChange, ...] = ()
     heldout: tuple[HeldoutChange, ...] = ()
     trunk: TrunkChange | None = None
     idempotency_key: Text = ""
     message: Text = ""
+    who: Text = Field("", description="name of the token that asked for it, where one was")
     verdicts: tuple[Verdict, ...] = ()
 
     def to_bytes(self) -> bytes:
@@ -153,6 +156,7 @@ class TaskVersion:
     written_at: str
     message: str
     idempotency_key: str
+    who: str
     verdicts: tuple[Verdict, ...]
 
 
@@ -165,6 +169,7 @@ class SettingsVersion:
     written_at: str
     message: str
     idempotency_key: str
+    who: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +181,7 @@ class KeyVersion:
     written_at: str
     message: str
     idempotency_key: str
+    who: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +193,22 @@ class HeldoutVersion:
     written_at: str
     message: str
     idempotency_key: str
+    who: str
 
 
-Made = TaskVersion | SettingsVersion | KeyVersion | HeldoutVersion
+@dataclass(frozen=True, slots=True)
+class TokenVersion:
+    """What an access token was for, and the record that made it so."""
+
+    change: TokenChange
+    number: int
+    written_at: str
+    message: str
+    idempotency_key: str
+    who: str
+
+
+Made = TaskVersion | SettingsVersion | KeyVersion | HeldoutVersion | TokenVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +222,7 @@ class LogView:
         tasks: Versions of each task, oldest first; the last is live, unless it retires the task.
         set_tasks: Settings of each task for which something was set, oldest first.
         key_history: What was said of each signing key, by its id, oldest first.
+        token_history: What was said of each access token, by its id, oldest first.
         heldouts: Held-out samples of each task that ever had one, oldest first.
         keys: Number of the commit that each idempotency key made.
         epochs: The clusters that have held the pen, oldest first; the last holds it.
@@ -215,6 +235,7 @@ class LogView:
     tasks: Mapping[str, tuple[TaskVersion, ...]] = field(default_factory=dict)
     set_tasks: Mapping[str, tuple[SettingsVersion, ...]] = field(default_factory=dict)
     key_history: Mapping[str, tuple[KeyVersion, ...]] = field(default_factory=dict)
+    token_history: Mapping[str, tuple[TokenVersion, ...]] = field(default_factory=dict)
     heldouts: Mapping[str, tuple[HeldoutVersion, ...]] = field(default_factory=dict)
     keys: Mapping[str, int] = field(default_factory=dict)
     epochs: tuple[str, ...] = ()
@@ -243,6 +264,11 @@ class LogView:
         """Every signing key that was ever trusted, by its id, as it is trusted now."""
         return {key_id: history[-1].change for key_id, history in self.key_history.items()}
 
+    @property
+    def tokens(self) -> dict[str, TokenChange]:
+        """Every access token that was ever made, by its id, as it is known now."""
+        return {token_id: history[-1].change for token_id, history in self.token_history.items()}
+
     def heldout(self, task: str, labels: tuple[str, ...]) -> HeldoutVersion | None:
         """The sample for these labels; labels that come back find theirs again."""
         history = reversed(self.heldouts.get(task, ()))
@@ -256,7 +282,12 @@ class LogView:
         versions = (v for v in chain.from_iterable(self.tasks.values()) if v.number == number)
         if made := tuple(versions):
             return made
-        others = chain(self.set_tasks.values(), self.key_history.values(), self.heldouts.values())
+        others = chain(
+            self.set_tasks.values(),
+            self.key_history.values(),
+            self.token_history.values(),
+            self.heldouts.values(),
+        )
         return tuple(made for made in chain.from_iterable(others) if made.number == number)
 
 
@@ -268,8 +299,8 @@ def fold(view: LogView, records: Iterable[Record]) -> LogView:
     """
     number, tip, live_number, trunk = view.number, view.tip, view.live_number, view.trunk
     tasks, set_tasks, keys = dict(view.tasks), dict(view.set_tasks), dict(view.keys)
-    key_history, epochs = dict(view.key_history), view.epochs
-    heldouts = dict(view.heldouts)
+    key_history, token_history = dict(view.key_history), dict(view.token_history)
+    heldouts, epochs = dict(view.heldouts), view.epochs
     for record in records:
         _check_follows(record, number, tip)
         number, tip = record.number, record.digest
@@ -285,13 +316,26 @@ def fold(view: LogView, records: Iterable[Record]) -> LogView:
             set_tasks[setting.task] = (*history, _settings_version(record, setting))
         for key in record.signing_keys:
             key_history[key.key_id] = (*key_history.get(key.key_id, ()), _key_version(record, key))
+        for token in record.tokens:
+            known = token_history.get(token.token_id, ())
+            token_history[token.token_id] = (*known, _token_version(record, token))
         for sample in record.heldout:
             samples = heldouts.get(sample.task, ())
             heldouts[sample.task] = (*samples, _heldout_version(record, sample))
         if record.idempotency_key:
             keys[record.idempotency_key] = number
     return LogView(
-        number, tip, live_number, trunk, tasks, set_tasks, key_history, heldouts, keys, epochs
+        number,
+        tip,
+        live_number,
+        trunk,
+        tasks,
+        set_tasks,
+        key_history,
+        token_history,
+        heldouts,
+        keys,
+        epochs,
     )
 
 
@@ -308,29 +352,26 @@ def _check_follows(record: Record, number: int, tip: Digest) -> None:
 
 
 def _version(record: Record, change: TaskChange) -> TaskVersion:
-    return TaskVersion(
-        change,
-        record.number,
-        record.written_at,
-        record.message,
-        record.idempotency_key,
-        tuple(verdict for verdict in record.verdicts if verdict.task in {"", change.task}),
-    )
+    verdicts = tuple(v for v in record.verdicts if v.task in {"", change.task})
+    return TaskVersion(change, *_origin(record), verdicts)
 
 
 def _settings_version(record: Record, change: SettingsChange) -> SettingsVersion:
-    return SettingsVersion(
-        change, record.number, record.written_at, record.message, record.idempotency_key
-    )
+    return SettingsVersion(change, *_origin(record))
 
 
 def _key_version(record: Record, change: KeyChange) -> KeyVersion:
-    return KeyVersion(
-        change, record.number, record.written_at, record.message, record.idempotency_key
-    )
+    return KeyVersion(change, *_origin(record))
+
+
+def _token_version(record: Record, change: TokenChange) -> TokenVersion:
+    return TokenVersion(change, *_origin(record))
 
 
 def _heldout_version(record: Record, change: HeldoutChange) -> HeldoutVersion:
-    return HeldoutVersion(
-        change, record.number, record.written_at, record.message, record.idempotency_key
-    )
+    return HeldoutVersion(change, *_origin(record))
+
+
+def _origin(record: Record) -> tuple[int, str, str, str, str]:
+    """Number, time, message, key and who asked."""
+    return record.number, record.written_at, record.message, record.idempotency_key, record.who

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from serve.messages import AnyChange, Change, KeyRequest, Pushes, Refused, Swapped
+from serve.messages import (
+    AnyChange,
+    Change,
+    KeyRequest,
+    Pushes,
+    Refused,
+    Swapped,
+    TokenRequest,
+)
 from serve.record import (
     HeldoutChange,
     HeldoutVersion,
@@ -12,6 +20,7 @@ from serve.record import (
     SettingsVersion,
     TaskChange,
     TaskVersion,
+    TokenVersion,
 )
 
 
@@ -51,15 +60,22 @@ def touched(change: TaskChange | SettingsChange | HeldoutChange) -> str:
 def _did(made: Made) -> str:
     if isinstance(made, KeyVersion):
         return f"changed the trust in key {made.change.name}"
+    if isinstance(made, TokenVersion):
+        return f"made or revoked token {made.change.name}"
     return f"{touched(made.change)} of task {made.change.task}"
 
 
-def _made_by_the_same(made: Made, change: Change | KeyRequest) -> bool:
+def _made_by_the_same(made: Made, change: Change | KeyRequest | TokenRequest) -> bool:
     if isinstance(made, KeyVersion) or isinstance(change, KeyRequest):
         if not (isinstance(made, KeyVersion) and isinstance(change, KeyRequest)):
             return False
         is_same = made.change.is_revoked if change.trust is None else made.change == change.trust
         return is_same and made.change.key_id == change.key_id
+    if isinstance(made, TokenVersion) or isinstance(change, TokenRequest):
+        if not (isinstance(made, TokenVersion) and isinstance(change, TokenRequest)):
+            return False
+        is_same = made.change.is_revoked if change.token is None else made.change == change.token
+        return is_same and made.change.token_id == change.token_id
     if made.change.task != change.task:
         return False
     if isinstance(made, HeldoutVersion):

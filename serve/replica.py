@@ -11,7 +11,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Literal
@@ -36,13 +36,14 @@ from serve.devices import choose_device
 from serve.engine import Engine, LiveHead
 from serve.grounds import Grounds
 from serve.headlog import HeadLog
-from serve.jobs import Answer, Job, OverloadedError
+from serve.jobs import Answer, Job, OverloadedError, any_task
 from serve.link import Link
 from serve.live_gates import compare
 from serve.loading import HeadLoader
 from serve.metrics import Metrics
 from serve.onnx_session import Device
 from serve.precision import choose_precision
+from serve.rates import Rates
 from serve.record import LogView, TaskChange, TrunkChange, Verdict
 from serve.references import stored_files
 from serve.settings import ServeSettings
@@ -105,7 +106,7 @@ class Replica:
         self.examiner = ThreadPoolExecutor(
             1, thread_name_prefix="gates", initializer=_let_answers_go_first
         )
-        self._history = view
+        self._history, self.rates = view, Rates(name)
         self.watcher = Watcher(
             name,
             log,
@@ -115,6 +116,7 @@ class Replica:
             self.stage,
             self.load,
             metrics=self.metrics,
+            rates=self.rates,
             hold_s=settings.swap_hold_s,
         )
         self.watcher.start()
@@ -134,6 +136,7 @@ class Replica:
         tasks: tuple[str, ...] | None,
         deadline_s: float,
         caller: str = "",
+        may_ask: Callable[[str], bool] = any_task,
     ) -> Future[list[list[Answer]]]:
         """Decode pictures in a thread, which then queues the request itself.
 
@@ -144,12 +147,13 @@ class Replica:
         Args:
             deadline_s: See `Job`.
             caller: See `Job`.
+            may_ask: See `Job`.
 
         Returns:
             Answers as [picture][task], or what `decode` and `Batcher` raise.
         """
         done: Future[list[list[Answer]]] = Future()
-        job = Job([], tasks, deadline_s, done, caller=caller)
+        job = Job([], tasks, deadline_s, done, caller=caller, may_ask=may_ask)
         try:
             self.batcher.expect(job, len(pictures))
         except OverloadedError as error:

@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 from serve.messages import Poll
 from serve.metrics import Report, merge
 from serve.protocol import ReplicaId
+from serve.rates import Spent
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +40,14 @@ class RollCall:
         self._started_at_s = time.monotonic()
         self._metrics: dict[ReplicaId, Report] = {}
         self._gone_metrics: Report = []
+        self._spent: dict[ReplicaId, Spent] = {}
 
     def hear(self, poll: Poll) -> None:
         """Note a replica's report."""
         self._heard_at_s[poll.replica] = time.monotonic()
         if poll.metrics is not None:
             self._metrics[poll.replica] = poll.metrics
+        self._spent[poll.replica] = poll.spent
 
     def is_silent(self, replica: ReplicaId, *, busy_s: float) -> bool:
         """Whether a replica would have been heard of.
@@ -67,10 +70,15 @@ class RollCall:
         gone = members - await asyncio.to_thread(self._fleet.living)
         for replica in gone:
             logger.warning("replica %s is gone", replica)
+            self._spent.pop(replica, None)
             if replica in self._metrics:
                 counted = self._metrics.pop(replica)
                 self._gone_metrics = merge([self._gone_metrics, counted])
         return gone
+
+    def spent(self) -> dict[ReplicaId, Spent]:
+        """What each replica has answered of tokens that have a rate."""
+        return dict(self._spent)
 
     def metrics(self) -> list[Report]:
         """What all replicas have counted, those that are gone among them."""

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import httpx
 
 from export.bundle import TRUNK_MANIFEST, Digest, read_trunk_folder
 from serve import runtime
+from serve.access import has_admin
 from serve.devices import refuse_without_gpu
 from serve.headlog import HeadLog
 from serve.precision import choose_precision
@@ -70,7 +72,7 @@ class Service:
         """Start everything; returns when the first request would be answered.
 
         Raises:
-            StartError: the port is taken, or a replica cannot start.
+            StartError: the port is taken, nobody could make a token, or a replica cannot start.
             NoTrunkError: the store has no trunk and none was given.
             PrecisionError: the trunk has no variant of the precision in the settings.
             DeviceError: the device in the settings is not on this machine.
@@ -96,6 +98,7 @@ class Service:
                 f"Port {settings.port} of {settings.host} is taken; choose another with --port."
             )
         trunk = self._find_trunk()
+        self._check_access()
         # Both asked here as well, because what a replica raises arrives as an error of Ray's.
         choose_precision(load_trunk_manifest(HeadLog(settings.store), trunk), settings.precision)
         refuse_without_gpu(settings.device)
@@ -129,6 +132,19 @@ class Service:
         self._step("front door")
         self._wait_until_ready()
         self._step("")
+
+    def _check_access(self) -> None:
+        """Somebody has to be able to make the first token."""
+        tokens = HeadLog(self.settings.store).follow(LogView()).tokens.values()
+        is_open = not self.settings.needs_tokens
+        if is_open or self.settings.admin_sha256 or has_admin(tokens, datetime.now(UTC)):
+            return
+        raise StartError(
+            f"Callers of {self.settings.host} have to bring a token, and nobody could make one: "
+            "the head log has no valid admin token. Set HEADSTOCK_ADMIN_TOKEN to what "
+            "`openssl rand -hex 32` prints, and make tokens with it (headstock tokens new); or "
+            "set HEADSTOCK_ACCESS=off if whoever reaches the port may do everything."
+        )
 
     def _find_trunk(self) -> TrunkChange:
         """The trunk to serve: what the log names, else the folder given, stored now."""

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    Field,
+    PlainSerializer,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from export.bundle import Precision
+from serve.access import digest_of_token
+from serve.runtime import LOOPBACK
 
 PREFIX = "HEADSTOCK_"
 CLIENT_VARIABLES = (
@@ -21,6 +32,7 @@ CLIENT_VARIABLES = (
 )
 
 REQUEST_TIMEOUT_S = 30.0
+MIN_TOKEN_LENGTH = 32
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -28,6 +40,26 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 def _absolute(store: str) -> str:
     """A folder is meant from where the command was typed; replicas run elsewhere."""
     return store if "://" in store else str(Path(store).expanduser().absolute())
+
+
+def _hashed(token: SecretStr) -> SecretStr:
+    """The digest of a token; settings travel and are kept where a token should not be."""
+    text = token.get_secret_value()
+    if not text or re.fullmatch(r"sha256:[0-9a-f]{64}", text):
+        return token
+    if len(text) < MIN_TOKEN_LENGTH:
+        raise ValueError(
+            f"it has {len(text)} characters, expected {MIN_TOKEN_LENGTH} or more that are drawn by "
+            "chance, as openssl rand -hex 32 draws them"
+        )
+    return SecretStr(f"sha256:{digest_of_token(text)}")
+
+
+HashedToken = Annotated[
+    SecretStr,
+    AfterValidator(_hashed),
+    PlainSerializer(SecretStr.get_secret_value, return_type=str, when_used="json"),
+]
 
 
 class SettingsError(ValueError):
@@ -44,6 +76,14 @@ class ServeSettings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address that the service answers on.")
     port: Port = Field(8000, description="Port that the service answers on.")
+    access: Literal["auto", "on", "off"] = Field(
+        "auto", description="Whether tokens are asked for; auto: unless `host` is loopback."
+    )
+    admin_token: HashedToken = Field(
+        SecretStr(""),
+        description="A token that may do everything, to make the first others with; or its digest, "
+        "as `sha256:` and 64 digits.",
+    )
     replicas: PositiveInt = Field(2, description="Replica processes.")
     max_body_bytes: PositiveInt = Field(16 * 2**20, description="Largest request body accepted.")
     max_bundle_bytes: PositiveInt = Field(64 * 2**20, description="Largest pushed zip accepted.")
@@ -94,6 +134,19 @@ class ServeSettings(BaseSettings):
         10.0, description="Longest time for all replicas to load a bundle."
     )
 
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether callers are asked who they are.
+
+        By where the service listens and never by who asks: behind the proxy all come from loopback.
+        """
+        return self.access == "on" or (self.access == "auto" and self.host not in LOOPBACK)
+
+    @property
+    def admin_sha256(self) -> str:
+        """The digest of the token that may do everything; "" if there is none."""
+        return self.admin_token.get_secret_value().removeprefix("sha256:")
+
 
 def load_settings(**flags: object) -> ServeSettings:
     """Flags that are given win over the environment, which wins over the defaults.
@@ -112,7 +165,10 @@ def load_settings(**flags: object) -> ServeSettings:
         if problem["type"] == "missing":
             what = ServeSettings.model_fields[name].description
             raise SettingsError(f"{setting} is missing. {what}") from error
-        raise SettingsError(f"{setting} is {problem['input']!r}: {problem['msg']}.") from error
+        value = "as it is given" if name == "admin_token" else repr(problem["input"])
+        # Without the cause where it would show the secret.
+        cause = None if name == "admin_token" else error
+        raise SettingsError(f"{setting} is {value}: {problem['msg']}.") from cause
 
 
 def _refuse_unknown_variables() -> None:

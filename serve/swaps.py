@@ -105,6 +105,7 @@ class Swaps:
             self._record,
             self._undone,
             is_admitted,
+            self._roll.spent(),
         )
 
     def draft(self, **fields: object) -> Record:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from serve import protocol
+from serve.access import TokenChange
 from serve.batcher import Batcher
 from serve.engine import LiveHead, Retired
 from serve.headlog import HeadLog
@@ -20,6 +21,7 @@ from serve.link import Link, LinkError
 from serve.messages import Directive, Poll
 from serve.metrics import Metrics
 from serve.protocol import Phase, ReplicaState
+from serve.rates import Rates
 from serve.record import HeadLogError, LogView, Record, TaskChange, fold
 from serve.store import StoreError
 
@@ -55,10 +57,12 @@ class Watcher:
         load: Callable[[TaskChange], LiveHead],
         *,
         metrics: Metrics,
+        rates: Rates,
         hold_s: float,
     ) -> None:
         self._replica, self._log, self._view, self._link = replica, log, view, link
-        self._batcher, self._metrics = batcher, metrics
+        self._batcher, self._metrics, self._rates = batcher, metrics, rates
+        self._tokens = view.token_history, view.tokens
         self._load_checked, self._load = stage, load
         self._hold_s = hold_s
         self._state = ReplicaState(at=view.live_number)
@@ -81,6 +85,16 @@ class Watcher:
     def is_admitted(self) -> bool:
         """Whether the conductor has let this replica answer."""
         return self._admitted.is_set()
+
+    @property
+    def tokens(self) -> Mapping[str, TokenChange]:
+        """Every access token, by its id; what was revoked is so before its revocation returns."""
+        history, tokens = self._tokens
+        if history is not self._view.token_history:
+            history = self._view.token_history
+            tokens = self._view.tokens
+            self._tokens = history, tokens
+        return tokens
 
     def wait_admitted(self) -> None:
         """Wait until the conductor lets this replica answer; without a conductor, for ever."""
@@ -115,6 +129,7 @@ class Watcher:
             self._is_stopping.wait(min(RETRY_S, self._patience_s()))
             return
         self._heard = directive.sequence
+        self._rates.hear(directive.spent)
         self._obey(directive)
         if directive.is_admitted != self._admitted.is_set():
             self._join(is_admitted=directive.is_admitted)
@@ -259,6 +274,7 @@ class Watcher:
             self._heard,
             metrics,
             trials,
+            self._rates.spent(),
         )
 
     def _hold_left_s(self) -> float:

@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from export.bundle import CARD, MAX_HELDOUT_BYTES, digest_of
 from serve.heldout import read_heldout
+from serve.http.access import caller_in
 from serve.http.body import json_object, read_body
 from serve.http.changes import (
     FIELD_NAMES,
@@ -50,14 +51,16 @@ class Admin:
     def __init__(self, replica: Replica, link: Link) -> None:
         self._replica, self._link = replica, link
 
-    async def tasks(self, _: Request) -> Response:
-        """What is live."""
-        view = await self._history()
+    async def tasks(self, request: Request) -> Response:
+        """What is live, of the tasks that the caller may read."""
+        view, caller = await self._history(), caller_in(request)
         return JSONResponse(
             {
                 "trunk": view.trunk.trunk if view.trunk else None,
                 "log_number": view.number,
-                "tasks": [described(view, task) for task in sorted(view.tasks)],
+                "tasks": [
+                    described(view, task) for task in sorted(view.tasks) if caller.may("read", task)
+                ],
             }
         )
 
@@ -222,7 +225,8 @@ def _answer(outcome: Outcome) -> Response:
 def _requested(request: Request, **fields: Any) -> Change:
     """The change that a request asks for."""
     try:
-        return Change(request.path_params["task"], idempotency_key(request), **fields)
+        who = caller_in(request).name
+        return Change(request.path_params["task"], idempotency_key(request), who=who, **fields)
     except ValidationError as error:
         raise malformed(error, FIELD_NAMES) from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from export.bundle import Digest, read_manifest
 from serve.diff import diff
+from serve.http.access import caller_in
 from serve.http.problems import RequestError
 from serve.http.query import check_parameters, number_in
 from serve.http.shown import shown
@@ -36,11 +37,12 @@ class Audit:
         return StreamingResponse(self._lines(first), media_type="application/x-ndjson")
 
     async def bundle(self, request: Request) -> Response:
-        """The manifest of a bundle that was ever live, and where it was."""
+        """The manifest of a bundle that was ever live, and where it was, as far as he may read."""
         view = await asyncio.to_thread(self._replica.history)
-        digest = _known_digest(view, request.path_params["digest"])
+        readable = [v for v in _versions(view) if caller_in(request).may("read", v.change.task)]
+        digest = _known_digest(readable, request.path_params["digest"])
         manifest = read_manifest(await asyncio.to_thread(self._replica.log.get_blob, digest))
-        versions = sorted(_versions(view), key=lambda version: version.number)
+        versions = sorted(readable, key=lambda version: version.number)
         return JSONResponse(
             {
                 "bundle": digest,
@@ -105,14 +107,14 @@ def _bundles(version: TaskVersion) -> list[Digest]:
     return [side.bundle for side in (change, change.candidate) if side and side.bundle]
 
 
-def _known_digest(view: LogView, asked: str) -> Digest:
+def _known_digest(versions: Sequence[TaskVersion], asked: str) -> Digest:
     """The one bundle that a digest, or the beginning of one, names.
 
     Raises:
         RequestError: none that was ever live, or several.
     """
     start = asked.removeprefix("sha256:")
-    bundles = {bundle for version in _versions(view) for bundle in _bundles(version)}
+    bundles = {bundle for version in versions for bundle in _bundles(version)}
     found = sorted(b for b in bundles if b.removeprefix("sha256:").startswith(start))
     if len(start) < LEAST_DIGITS:
         raise RequestError(

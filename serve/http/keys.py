@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from export.keys import KeyFileError, read_public_key
 from export.sign import key_id_of
+from serve.http.access import caller_in
 from serve.http.body import json_object
 from serve.http.changes import MAX_COMMAND_BYTES, change_by, idempotency_key, malformed, written
 from serve.http.problems import RequestError, problem_of_refusal
@@ -60,7 +61,8 @@ class Keys:
 
     async def _answer(self, request: Request, trust: KeyChange | None, message: object) -> Response:
         key_id = trust.key_id if trust else request.path_params["key_id"]
-        asked: dict[str, Any] = {"key_id": key_id, "trust": trust, "message": message}
+        who = caller_in(request).name
+        asked: dict[str, Any] = {"key_id": key_id, "trust": trust, "message": message, "who": who}
         try:
             change = KeyRequest(key=idempotency_key(request), **asked)
         except ValidationError as error:
@@ -152,5 +154,6 @@ def _shown(version: KeyVersion) -> dict[str, object]:
         "record": version.number,
         "written_at": version.written_at,
         "message": version.message,
+        "who": version.who,
         "idempotency_key": version.idempotency_key,
     }

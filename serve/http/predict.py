@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import numpy as np
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serve.http.access import caller_in, check
 from serve.http.body import pictures_in, read_body
 from serve.http.deadline import allowed_s, answered
 from serve.http.problems import RequestError
@@ -37,9 +39,14 @@ class Predict:
         return _json(results[0] if len(results) == 1 else {"results": results}, headers)
 
     async def many_tasks(self, request: Request) -> Response:
-        """Ask several tasks, all answered from one snapshot of versions."""
-        top = _top(request)
-        answers = await self._ask(request, _tasks(request))
+        """Ask several tasks, all answered from one snapshot of versions.
+
+        `*` asks those that the caller may ask; of tasks that are named he has to be allowed all.
+        """
+        top, tasks = _top(request), _tasks(request)
+        for task in tasks or ():
+            check(request, "predict", task)
+        answers = await self._ask(request, tasks)
         if len(answers) == 1:
             return _json({"results": [result_of(answer, top) for answer in answers[0]]})
         return _json(
@@ -58,9 +65,11 @@ class Predict:
         body = await read_body(request, max_bytes=settings.max_body_bytes)
         deadline_s = time.monotonic() + timeout_s
         pictures = await pictures_in(request, body, max_pictures=settings.max_pictures)
-        caller = request.headers.get("x-headstock-caller", "")
+        asking = caller_in(request)
+        caller = asking.token_id or request.headers.get("x-headstock-caller", "")
+        may_ask = partial(asking.may, "predict")
         return await answered(
-            replica.ask(pictures, tasks, deadline_s, caller), deadline_s, timeout_s
+            replica.ask(pictures, tasks, deadline_s, caller, may_ask), deadline_s, timeout_s
         )
 
 

@@ -6,6 +6,7 @@ The one place where an error of ours becomes a status code.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
@@ -30,12 +31,17 @@ from serve.store import StoreError
 RETRY_AFTER_S = 1
 TITLES = {
     400: "Malformed request",
+    401: "Not known here",
+    403: "Not allowed",
     404: "Not found",
     405: "Method not allowed",
+    408: "Too slow",
     409: "Conflict",
     413: "Too large",
     415: "Not an accepted picture",
     422: "Refused by a gate",
+    429: "Too often",
+    431: "Too large headers",
     500: "Internal error",
     503: "Not available now",
 }
@@ -62,15 +68,19 @@ STATUS_OF_REFUSAL = {"conflict": 409, "stale": 409, "gate": 422, "unknown": 404,
 class RequestError(Exception):
     """The request itself is wrong; `status` says how."""
 
-    def __init__(self, status: int, detail: str) -> None:
+    def __init__(
+        self, status: int, detail: str, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         super().__init__(detail)
-        self.status = status
+        self.status, self.headers = status, headers
 
 
 def problem_of(error: Exception) -> JSONResponse:
     """The answer to an error; one that we did not foresee says nothing of our insides."""
     if isinstance(error, RequestError):
-        return problem(error.status, str(error))
+        response = problem(error.status, str(error))
+        response.headers.update(error.headers)
+        return response
     for kind, status in STATUS_OF_ERROR.items():
         if isinstance(error, kind):
             response = problem(status, str(error) or TITLES[status])

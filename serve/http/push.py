@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from export.bundle import HELDOUT, Bundle, BundleError
 from serve.grounds import grounds_of
+from serve.http.access import caller_in, check
 from serve.http.body import files_in, read_body
 from serve.http.changes import FIELD_NAMES, change_by, idempotency_key, malformed, share_of
 from serve.http.problems import RequestError, problem_of_refusal
@@ -85,10 +86,12 @@ class Push:
                 raise RequestError(
                     400, f"Two bundles are of task {bundle.manifest.task}; send one of each task."
                 )
+            check(request, "push", bundle.manifest.task)
             wanted.append(_wanted(request, bundle, bundle.manifest.task))
         key, message = idempotency_key(request), request.query_params.get("message", "")
+        who = caller_in(request).name
         outcome = await self._push(
-            request, wanted, lambda checked: Pushes(tuple(checked), key, message)
+            request, wanted, lambda checked: Pushes(tuple(checked), key, message, who)
         )
         if isinstance(outcome, Refused):
             return problem_of_refusal(outcome)
@@ -161,6 +164,7 @@ def _wanted(request: Request, bundle: Bundle, task: str, *, share: float | None 
         "bundle": bundle.digest,
         "labels": bundle.manifest.labels,
         "message": request.query_params.get("message", ""),
+        "who": caller_in(request).name,
         "allow_new_labels": flag_in(request, "new_labels"),
         "heldout": f"sha256:{heldout.sha256}" if heldout else None,
         "share": share,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -12,12 +13,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from serve.access import Action
+from serve.http.access import Access, caller_in
 from serve.http.admin import Admin
 from serve.http.audit import Audit
 from serve.http.keys import Keys
 from serve.http.predict import Predict
 from serve.http.problems import problem, problem_of
 from serve.http.push import Push
+from serve.http.tokens import Tokens
+from serve.jobs import UnknownTaskError
 from serve.link import Link
 from serve.replica import Replica
 
@@ -30,6 +35,7 @@ def http_app(replica: Replica, link: Link) -> Starlette:
     """The service of one replica over HTTP."""
     predict, admin, keys = Predict(replica), Admin(replica, link), Keys(replica, link)
     audit, push = Audit(replica), Push(replica, link)
+    tokens, access = Tokens(replica, link), Access(replica)
 
     async def live(_: Request) -> Response:
         return Response(status_code=200 if replica.is_healthy else 503)
@@ -38,33 +44,44 @@ def http_app(replica: Replica, link: Link) -> Starlette:
         is_ready = replica.is_healthy and replica.watcher.is_admitted
         return Response(status_code=200 if is_ready else 503)
 
-    def route(method: str, path: str, endpoint: Endpoint) -> Route:
-        return Route(path, _measured(replica, path, endpoint), methods=[method])
+    def route(method: str, path: str, needs: Action, endpoint: Endpoint) -> Route:
+        async def admitted(request: Request) -> Response:
+            access.admit(request, needs)
+            try:
+                return await endpoint(request)
+            except UnknownTaskError as error:
+                may_read = partial(caller_in(request).may, "read")
+                raise UnknownTaskError(error.task, filter(may_read, error.known)) from None
+
+        return Route(path, _measured(replica, path, admitted), methods=[method])
 
     return Starlette(
         routes=[
-            route("POST", "/predict/{task}", predict.one_task),
-            route("POST", "/predict", predict.many_tasks),
-            route("GET", "/tasks", admin.tasks),
-            route("GET", "/tasks/{task}", admin.task),
-            route("PATCH", "/tasks/{task}", admin.set_task),
-            route("DELETE", "/tasks/{task}", admin.retire),
-            route("GET", "/tasks/{task}/versions", admin.versions),
-            route("GET", "/tasks/{task}/card", admin.card),
-            route("PUT", "/tasks/{task}/heldout", admin.set_heldout),
-            route("POST", "/tasks/{task}/versions", push.one),
-            route("POST", "/versions", push.several),
-            route("POST", "/tasks/{task}/promote", admin.promote),
-            route("POST", "/tasks/{task}/rollback", admin.rollback),
-            route("GET", "/keys", keys.keys),
-            route("POST", "/keys", keys.trust),
-            route("DELETE", "/keys/{key_id}", keys.revoke),
-            route("GET", "/tasks/{task}/diff", audit.diff),
-            route("GET", "/bundles/{digest}", audit.bundle),
-            route("GET", "/log", audit.log),
-            route("GET", "/metrics", admin.metrics),
-            route("GET", "/v2/health/live", live),
-            route("GET", "/v2/health/ready", ready),
+            route("POST", "/predict/{task}", "predict", predict.one_task),
+            route("POST", "/predict", "predict", predict.many_tasks),
+            route("GET", "/tasks", "read", admin.tasks),
+            route("GET", "/tasks/{task}", "read", admin.task),
+            route("PATCH", "/tasks/{task}", "admin", admin.set_task),
+            route("DELETE", "/tasks/{task}", "push", admin.retire),
+            route("GET", "/tasks/{task}/versions", "read", admin.versions),
+            route("GET", "/tasks/{task}/card", "read", admin.card),
+            route("PUT", "/tasks/{task}/heldout", "admin", admin.set_heldout),
+            route("POST", "/tasks/{task}/versions", "push", push.one),
+            route("POST", "/versions", "push", push.several),
+            route("POST", "/tasks/{task}/promote", "push", admin.promote),
+            route("POST", "/tasks/{task}/rollback", "rollback", admin.rollback),
+            route("GET", "/keys", "admin", keys.keys),
+            route("POST", "/keys", "admin", keys.trust),
+            route("DELETE", "/keys/{key_id}", "admin", keys.revoke),
+            route("GET", "/tokens", "admin", tokens.tokens),
+            route("POST", "/tokens", "admin", tokens.make),
+            route("DELETE", "/tokens/{token_id}", "admin", tokens.revoke),
+            route("GET", "/tasks/{task}/diff", "read", audit.diff),
+            route("GET", "/bundles/{digest}", "read", audit.bundle),
+            route("GET", "/log", "admin", audit.log),
+            route("GET", "/metrics", "metrics", admin.metrics),
+            route("GET", "/v2/health/live", "open", live),
+            route("GET", "/v2/health/ready", "open", ready),
         ],
         exception_handlers={HTTPException: _no_route},
     )

@@ -47,6 +47,7 @@ def shown(view: LogView, version: TaskVersion) -> dict[str, object]:
         "record": version.number,
         "written_at": version.written_at,
         "message": version.message,
+        "who": version.who,
         "idempotency_key": version.idempotency_key,
         "gates": [verdict.model_dump() for verdict in version.verdicts],
     }
@@ -79,6 +80,7 @@ def settings_shown(view: LogView, task: str) -> list[dict[str, object]]:
                 "record": made.number,
                 "written_at": made.written_at,
                 "message": made.message,
+                "who": made.who,
                 "idempotency_key": made.idempotency_key,
             }
         )
@@ -98,6 +100,7 @@ def heldouts_shown(view: LogView, task: str) -> list[dict[str, object]]:
             "record": made.number,
             "written_at": made.written_at,
             "message": made.message,
+            "who": made.who,
             "idempotency_key": made.idempotency_key,
         }
         for made in view.heldouts.get(task, ())

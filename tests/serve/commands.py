@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serve import cli, cli_audit, cli_keys, cli_predict, cli_rollout, cli_task
+from serve import cli, cli_audit, cli_keys, cli_predict, cli_rollout, cli_task, cli_tokens
 from serve.client import Client
 from tests.serve.harness import HttpClient, LocalFleet
 
@@ -31,9 +31,10 @@ def connect(http: HttpClient) -> Callable[..., Client]:
         told = http.request(request.method, path, **options)
         return httpx.Response(told.status_code, headers=told.headers, content=told.content)
 
-    def connect(url: str = "http://test") -> Client:
-        client = Client(url)
-        client._http = httpx.Client(base_url=url, transport=httpx.MockTransport(forward))
+    def connect(url: str = "http://test", *, token: str = "") -> Client:
+        client = Client(url, token=token)
+        told = {"headers": client._http.headers, "transport": httpx.MockTransport(forward)}
+        client._http = httpx.Client(base_url=url, **told)
         return client
 
     return connect
@@ -60,7 +61,8 @@ def run(
     """Runs a command against the fleet."""
 
     def run(*arguments: str) -> Done:
-        for module in (cli, cli_audit, cli_keys, cli_predict, cli_rollout, cli_task):
+        commands = (cli_audit, cli_keys, cli_predict, cli_rollout, cli_task, cli_tokens)
+        for module in (cli, *commands):
             monkeypatch.setattr(module, "Client", connect)
         monkeypatch.setattr(sys, "argv", ["headstock", *arguments])
         monkeypatch.setattr(cli.out, "width", 200)

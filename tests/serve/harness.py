@@ -22,11 +22,22 @@ import httpx
 from typing_extensions import override
 
 from export.bundle import Bundle, read_trunk_folder
+from serve.access import TokenChange
 from serve.conductor import Conductor
 from serve.headlog import HeadLog
 from serve.http.routes import http_app
 from serve.link import LinkError
-from serve.messages import AnyChange, Change, Directive, KeyRequest, Outcome, Poll, Pushes, Swapped
+from serve.messages import (
+    AnyChange,
+    Change,
+    Directive,
+    KeyRequest,
+    Outcome,
+    Poll,
+    Pushes,
+    Swapped,
+    TokenRequest,
+)
 from serve.record import LogView, Record, TaskChange
 from serve.replica import Replica, store_trunk
 from serve.rollout import Judgement, Trial
@@ -397,6 +408,16 @@ class LocalFleet:
     def revoke(self, key_id: str) -> Outcome:
         """Revoke a key and wait for the outcome."""
         request = KeyRequest(key_id, uuid4().hex)
+        return self.ask(lambda conductor: conductor.change(request)).result(30)
+
+    def issue(self, token: TokenChange) -> Outcome:
+        """Make an access token and wait for the outcome."""
+        request = TokenRequest(token.token_id, uuid4().hex, token)
+        return self.ask(lambda conductor: conductor.change(request)).result(30)
+
+    def revoke_token(self, token_id: str) -> Outcome:
+        """Revoke an access token and wait for the outcome."""
+        request = TokenRequest(token_id, uuid4().hex)
         return self.ask(lambda conductor: conductor.change(request)).result(30)
 
     def live_versions(self, task: str) -> set[int]:

@@ -97,6 +97,7 @@ def after(view: LogView, change: AnyChange) -> LogView:
         changes=outcome.changes,
         settings=outcome.settings,
         signing_keys=outcome.signing_keys,
+        tokens=outcome.tokens,
         heldout=outcome.heldout,
         idempotency_key=change.key,
     )

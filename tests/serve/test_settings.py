@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
-from serve.settings import SettingsError, load_settings
+from serve.settings import ServeSettings, SettingsError, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -116,3 +117,31 @@ def test_a_missing_store_says_how_to_give_it() -> None:
         "Setting store (HEADSTOCK_STORE) is missing. Where the head log lives: a folder, or an "
         "s3://, gs:// or az:// URL."
     )
+
+
+def test_the_admin_token_is_hashed_when_it_is_read(clean: pytest.MonkeyPatch) -> None:
+    """Settings travel to every replica, through a runtime that keeps and shows them."""
+    clean.setenv("HEADSTOCK_ADMIN_TOKEN", "secret" * 8)
+    settings = load_settings(store="/s")
+    there = ServeSettings.model_validate_json(settings.model_dump_json())
+
+    assert settings.admin_sha256 == hashlib.sha256(b"secret" * 8).hexdigest()
+    assert there.admin_sha256 == settings.admin_sha256
+    assert load_settings(store="/s", admin_token=f"sha256:{'a' * 64}").admin_sha256 == "a" * 64
+    for told in (repr(settings), str(settings), settings.model_dump_json()):
+        assert "secret" not in told
+    assert settings.admin_sha256 not in repr(settings)
+
+
+def test_an_admin_token_that_could_be_guessed_is_refused_and_not_shown(
+    clean: pytest.MonkeyPatch,
+) -> None:
+    """Nor is it in the cause, which --debug would show."""
+    clean.setenv("HEADSTOCK_ADMIN_TOKEN", "swordfish")
+    with pytest.raises(SettingsError) as error:
+        load_settings(store="/s")
+
+    assert "it has 9 characters, expected 32 or more" in str(error.value)
+    assert "swordfish" not in str(error.value)
+    assert error.value.__cause__ is None
+    assert error.value.__suppress_context__
