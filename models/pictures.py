@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from models.picture_parts import TooManyPartsError, check_parts
+
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 50_000_000  # about 7,000 x 7,000; 150 MB once decoded
 
@@ -101,6 +103,7 @@ def decode(data: bytes, *, shorter_side_px: int, max_pixels: int = MAX_PIXELS) -
     if not data:
         raise PictureError("The picture is empty (0 bytes); expected a JPEG, PNG or WebP file.")
     try:
+        check_parts(data)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
@@ -114,6 +117,8 @@ def decode(data: bytes, *, shorter_side_px: int, max_pixels: int = MAX_PIXELS) -
             return _to_rgb(_upright(image))
     except PictureError:
         raise
+    except TooManyPartsError as error:
+        raise PictureError(f"The picture would take long to decode: {error}.") from error
     except Image.UnidentifiedImageError as error:
         raise PictureError(
             "The bytes are not a picture in an accepted format (JPEG, PNG, WebP)."

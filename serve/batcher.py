@@ -102,7 +102,7 @@ class Batcher:
             OverloadedError: too much waits for it to be answered in time.
         """
         heads = self._snapshot.heads
-        asked = heads.values() if job.tasks is None else map(heads.get, job.tasks)
+        asked = map(heads.get, job.tasks_of(heads))
         a_row = sum(head.row_cost for head in asked if head)
         an_input = FEATURES_COST if job.has_features else 1.0
         self.admission.admit(job, num_inputs=num_inputs, cost=num_inputs * (an_input + a_row))

@@ -64,10 +64,8 @@ def propose(view: LogView, change: AnyChange, now: datetime) -> Proposal | Refus
     """
     if made := view.made_by(change.key):
         return repeated(made, change)
-    if isinstance(change, KeyRequest):
-        return _revoke(view, change) if change.trust is None else _trust(view, change.trust)
-    if isinstance(change, TokenRequest):
-        return _about_token(view, change)
+    if isinstance(change, KeyRequest | TokenRequest):
+        return _trust_or_revoke(view, change)
     if isinstance(change, Pushes):
         return _push_all(view, change, now)
     last = view.last(change.task)
@@ -219,6 +217,14 @@ def _replay_refusal(view: LogView, change: Change) -> Refused | None:
     return None
 
 
+def _trust_or_revoke(
+    view: LogView, request: KeyRequest | TokenRequest
+) -> Proposal | Refused | Swapped:
+    if isinstance(request, KeyRequest):
+        return _revoke(view, request) if request.trust is None else _trust(view, request.trust)
+    return _revoke_token(view, request) if request.token is None else _issue(view, request.token)
+
+
 def _trust(view: LogView, wanted: KeyChange) -> Proposal | Refused | Swapped:
     known = view.signing_keys
     if wanted == known.get(wanted.key_id):
@@ -246,10 +252,6 @@ def _revoke(view: LogView, request: KeyRequest) -> Proposal | Refused | Swapped:
     if known.is_revoked:
         return NOTHING_TO_DO
     return Proposal(signing_keys=(known.model_copy(update={"is_revoked": True}),))
-
-
-def _about_token(view: LogView, request: TokenRequest) -> Proposal | Refused | Swapped:
-    return _revoke_token(view, request) if request.token is None else _issue(view, request.token)
 
 
 def _issue(view: LogView, wanted: TokenChange) -> Proposal | Refused | Swapped:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import secrets
 import shutil
@@ -27,12 +28,24 @@ class RuntimeProblemError(Exception):
     """This machine lacks something that the service needs, with what to do about it."""
 
 
-def prepare(folder: Path, *, host: str, max_body_bytes: int, timeout_s: float, proxy: str) -> None:
+def prepare(
+    folder: Path,
+    *,
+    host: str,
+    max_body_bytes: int,
+    timeout_s: float,
+    proxy: str,
+    body_timeout_s: float = 30.0,
+    certificate: Path | None = None,
+) -> None:
     """Set the environment for a Ray cluster of this service's own.
 
     Args:
         folder: A private folder with a short path (unix sockets live in it).
         host: Where the service will answer.
+        timeout_s: Longest time for an answer.
+        body_timeout_s: Longest time for headers, and for a body as far as HAProxy keeps it.
+        certificate: PEM file for https, with its key beside it as `NAME.key`; for HAProxy alone.
         proxy: "haproxy", or "python" for Ray's own where HAProxy cannot run.
 
     Raises:
@@ -54,7 +67,10 @@ def prepare(folder: Path, *, host: str, max_body_bytes: int, timeout_s: float, p
         # alone (this is what it does on macOS and Windows; on Linux only this switch asks for it).
         variables["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if proxy == "haproxy":
-        variables |= _haproxy(folder, ports, host, max_body_bytes, timeout_s)
+        launcher = write_launcher(
+            folder, host, body_timeout_s=body_timeout_s, certificate=certificate
+        )
+        variables |= _haproxy(folder, ports, launcher, max_body_bytes, timeout_s)
     for name, value in variables.items():
         os.environ.setdefault(name, str(value))
 
@@ -80,7 +96,7 @@ _RAY = {
 
 
 def _haproxy(
-    folder: Path, ports: int, host: str, max_body_bytes: int, timeout_s: float
+    folder: Path, ports: int, launcher: Path, max_body_bytes: int, timeout_s: float
 ) -> dict[str, object]:
     """HAProxy in front and the throughput switches: 5 to 10 times Ray's default proxy."""
     return {
@@ -88,7 +104,7 @@ def _haproxy(
         # Never without the former: alone it forces one proxy on the head node.
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": 1,
         "RAY_SERVE_LOG_TO_STDERR": 1,  # the throughput switch turns it off
-        "RAY_SERVE_HAPROXY_BINARY_PATH": write_launcher(folder, host),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": launcher,
         # A line to a Python process for each request: 0.16 ms of a core, for what /metrics has too.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": 0,
         "RAY_SERVE_HAPROXY_METRICS_PORT": ports,
@@ -105,20 +121,24 @@ def _haproxy(
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": min(max_body_bytes, 256 * 1024),
         "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": round(timeout_s) + 30,
-        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": 30,  # also bounds slow headers; an hour by default
+        # Of silence; an hour by default. What drips is bounded by the launcher and `http/edge.py`.
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": 30,
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": 2,
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": 4,
     }
 
 
-def write_launcher(folder: Path, host: str) -> Path:
+def write_launcher(
+    folder: Path, host: str, *, body_timeout_s: float = 30.0, certificate: Path | None = None
+) -> Path:
     """A script that mends the configuration which Ray wrote for HAProxy, and starts HAProxy.
 
     Ray 2.60 has no setting for these changes: metrics and statistics answer on the front door's
     address instead of on every interface; each request has an id before it is first sent to a
     replica, so that a retry carries the same one; and it is sent once its body is there, or as much
     as the buffer takes: most clients send headers and body apart, and a request that went on before
-    its body came is not retried.
+    its body came is not retried; headers and that body come within `body_timeout_s`, however slowly
+    they drip; and it speaks TLS if there is a certificate.
 
     Returns:
         The script, which Ray calls as `SCRIPT -db -f CONFIG ...`.
@@ -127,12 +147,15 @@ def write_launcher(folder: Path, host: str) -> Path:
         RuntimeProblemError: no HAProxy binary.
     """
     script = folder / "haproxy"
+    tls = f" ssl crt {certificate} ssl-min-ver TLSv1.2 alpn http/1.1" if certificate else ""
     script.write_text(
         f"""#!/bin/sh
 set -eu
 sed -i -e '/^frontend prometheus/,/bind/ s/bind \\*\\{{0,1\\}}:/bind {host}:/' \\
     -e '/^listen stats/,/bind/ s/bind \\*:/bind {host}:/' \\
+    -e '/^frontend http_frontend/,/bind/ s|^\\( *bind .*\\)|\\1{tls}|' \\
     -e '/^frontend http_frontend/ a\\
+    timeout http-request {math.ceil(body_timeout_s)}s\\
     unique-id-format %[uuid]\\
     http-request set-header x-request-id %[unique-id] if !{{ req.hdr(x-request-id) -m found }}\\
     option http-buffer-request

@@ -23,6 +23,7 @@ from serve.precision import choose_precision
 from serve.record import LogView, TrunkChange
 from serve.replica import NoTrunkError, load_trunk_manifest, store_trunk
 from serve.settings import ServeSettings
+from serve.tls import certificate_for, context_for
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Service:
         self.settings, self._trunk, self._proxy = settings, trunk, proxy
         self._progress = progress
         self._folder = Path()
+        self._certificate: Path | None = None
         self._step_began_s = 0.0
         self.step_seconds: dict[str, float] = {}
 
@@ -65,7 +67,8 @@ class Service:
     def url(self) -> str:
         """Where it answers."""
         host = "127.0.0.1" if self.settings.host in {"0.0.0.0", "::"} else self.settings.host  # noqa: S104
-        return f"http://{host}:{self.settings.port}"
+        scheme = "https" if self.settings.tls_certificate else "http"
+        return f"{scheme}://{host}:{self.settings.port}"
 
     # Not Self: the shape checks of the tests wrap methods one by one, and Self needs the class.
     def __enter__(self) -> Service:  # noqa: PYI034
@@ -77,6 +80,7 @@ class Service:
             PrecisionError: the trunk has no variant of the precision in the settings.
             DeviceError: the device in the settings is not on this machine.
             StoreError: the store cannot be used.
+            CertificateError: the certificate in the settings cannot be used.
             RuntimeProblemError: this machine lacks something.
         """
         try:
@@ -103,11 +107,16 @@ class Service:
         choose_precision(load_trunk_manifest(HeadLog(settings.store), trunk), settings.precision)
         refuse_without_gpu(settings.device)
         self._folder = Path(tempfile.mkdtemp(prefix="headstock-", dir=_SHORT))
+        self._certificate = certificate_for(
+            self._folder, settings.tls_certificate, settings.tls_key
+        )
         runtime.prepare(
             self._folder,
             host=settings.host,
             max_body_bytes=settings.max_body_bytes,
             timeout_s=settings.request_timeout_s,
+            body_timeout_s=settings.body_timeout_s,
+            certificate=self._certificate,
             proxy=self._proxy,
         )
         self._step("ray")
@@ -116,7 +125,7 @@ class Service:
         from ray import serve as ray_serve  # noqa: PLC0415 (reads the variables set above)
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        ray_serve.start(http_options={"host": settings.host, "port": settings.port})
+        ray_serve.start(http_options=self._http_options())
         self._step("conductor")
         from serve import app, cluster  # noqa: PLC0415 (see above)
 
@@ -132,6 +141,16 @@ class Service:
         self._step("front door")
         self._wait_until_ready()
         self._step("")
+
+    def _http_options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {"host": self.settings.host, "port": self.settings.port}
+        if self._proxy == "haproxy" or not self._certificate:
+            return options  # HAProxy has been told; these would make the replicas speak TLS to it
+        files = {
+            "ssl_certfile": self.settings.tls_certificate,
+            "ssl_keyfile": self.settings.tls_key,
+        }
+        return options | files
 
     def _check_access(self) -> None:
         """Somebody has to be able to make the first token."""
@@ -194,7 +213,8 @@ class Service:
 
     def _wait_until_ready(self) -> None:
         deadline_s = time.monotonic() + READY_S
-        with httpx.Client(base_url=self.url, timeout=5) as client:
+        verify = context_for(self._certificate)
+        with httpx.Client(base_url=self.url, timeout=5, verify=verify) as client:
             while time.monotonic() < deadline_s:
                 try:
                     if client.get("/v2/health/ready").status_code == 200:  # noqa: PLR2004

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     PlainSerializer,
     PositiveFloat,
@@ -17,7 +18,7 @@ from pydantic import (
     SecretStr,
     ValidationError,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from export.bundle import Precision
 from serve.access import digest_of_token
@@ -40,6 +41,11 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 def _absolute(store: str) -> str:
     """A folder is meant from where the command was typed; replicas run elsewhere."""
     return store if "://" in store else str(Path(store).expanduser().absolute())
+
+
+def _listed(text: object) -> object:
+    """Values with commas between, as a variable has them."""
+    return [part.strip() for part in text.split(",")] if isinstance(text, str) else text
 
 
 def _hashed(token: SecretStr) -> SecretStr:
@@ -85,7 +91,12 @@ class ServeSettings(BaseSettings):
         "as `sha256:` and 64 digits.",
     )
     replicas: PositiveInt = Field(2, description="Replica processes.")
-    max_body_bytes: PositiveInt = Field(16 * 2**20, description="Largest request body accepted.")
+    max_body_bytes: PositiveInt = Field(
+        16 * 2**20, description="Largest request body accepted, as it is sent and once inflated."
+    )
+    max_header_bytes: PositiveInt = Field(
+        32 * 2**10, description="Largest address and headers of a request together."
+    )
     max_bundle_bytes: PositiveInt = Field(64 * 2**20, description="Largest pushed zip accepted.")
     max_push_bytes: PositiveInt = Field(
         256 * 2**20, description="Largest body accepted of a push of several bundles."
@@ -101,6 +112,9 @@ class ServeSettings(BaseSettings):
         50_000_000, description="Largest width x height of a picture, checked before decoding."
     )
     max_pictures: PositiveInt = Field(64, description="Most pictures in one request.")
+    max_rows: PositiveInt = Field(
+        20_000, description="Most answers in one request: its pictures times its tasks."
+    )
     precision: Precision | Literal["auto"] = Field(
         "auto", description="Variant of the trunk: fp32, int8, fp16, or what its export picked."
     )
@@ -122,6 +136,17 @@ class ServeSettings(BaseSettings):
         REQUEST_TIMEOUT_S,
         description="Longest time for one answer; x-headstock-timeout-ms asks for less.",
     )
+    body_timeout_s: PositiveFloat = Field(
+        30.0, description="Longest time for a body to arrive, and for headers."
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = Field(
+        (),
+        description="Web pages whose scripts may ask: their origins, with commas between, or `*`.",
+    )
+    tls_certificate: str = Field(
+        "", description="PEM file of the certificate and what links it to its authority; for https."
+    )
+    tls_key: str = Field("", description="PEM file of the certificate's private key.")
     may_differ: bool = Field(
         False,
         description="Whether heads change while another cluster answers from the same store.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from datetime import UTC, datetime
+from urllib.parse import urlsplit
 
 from starlette.requests import Request
 
@@ -32,12 +33,27 @@ class Access:
             RequestError: no valid token, or not for this, or not so often.
         """
         if not self._settings.needs_tokens or action == "open":
+            self._check_origin(request)
             request.state.caller = ANYONE
             return
         caller = self._caller(request)
         request.state.caller = caller
         check(request, action, request.path_params.get("task"))
         self._slow_down(request, caller)
+
+    def _check_origin(self, request: Request) -> None:
+        """Where no token is asked for, a browser must not lend its place to any page that it shows.
+
+        It sends such requests without asking when they look like a form's, and says whose they are.
+        """
+        origin, allowed = request.headers.get("origin", ""), self._settings.cors_origins
+        is_own = urlsplit(origin).netloc == request.headers.get("host")
+        if origin and not is_own and not {origin, "*"} & set(allowed):
+            refusal = RequestError(
+                403, f"Pages of {origin!r:.100} may not ask; cors_origins names those that may."
+            )
+            _log(request, refusal)
+            raise refusal
 
     def _slow_down(self, request: Request, caller: Caller) -> None:
         if caller.rate_per_s is None:

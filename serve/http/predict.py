@@ -65,6 +65,13 @@ class Predict:
         body = await read_body(request, max_bytes=settings.max_body_bytes)
         deadline_s = time.monotonic() + timeout_s
         pictures = await pictures_in(request, body, max_pictures=settings.max_pictures)
+        num_tasks = len(replica.batcher.snapshot.heads if tasks is None else tasks)
+        if (num_rows := len(pictures) * num_tasks) > settings.max_rows:
+            raise RequestError(
+                413,
+                f"{len(pictures)} pictures of {num_tasks} tasks are {num_rows} answers; at most "
+                f"{settings.max_rows} are given at once. Ask for fewer.",
+            )
         asking = caller_in(request)
         caller = asking.token_id or request.headers.get("x-headstock-caller", "")
         may_ask = partial(asking.may, "predict")

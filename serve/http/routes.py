@@ -9,6 +9,8 @@ from functools import partial
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -17,6 +19,7 @@ from serve.access import Action
 from serve.http.access import Access, caller_in
 from serve.http.admin import Admin
 from serve.http.audit import Audit
+from serve.http.edge import BodyClock, check_headers
 from serve.http.keys import Keys
 from serve.http.predict import Predict
 from serve.http.problems import problem, problem_of
@@ -25,6 +28,7 @@ from serve.http.tokens import Tokens
 from serve.jobs import UnknownTaskError
 from serve.link import Link
 from serve.replica import Replica
+from serve.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +50,7 @@ def http_app(replica: Replica, link: Link) -> Starlette:
 
     def route(method: str, path: str, needs: Action, endpoint: Endpoint) -> Route:
         async def admitted(request: Request) -> Response:
+            check_headers(request.scope, max_bytes=replica.settings.max_header_bytes)
             access.admit(request, needs)
             try:
                 return await endpoint(request)
@@ -84,7 +89,31 @@ def http_app(replica: Replica, link: Link) -> Starlette:
             route("GET", "/v2/health/ready", "open", ready),
         ],
         exception_handlers={HTTPException: _no_route},
+        middleware=_around(replica.settings),
     )
+
+
+def _around(settings: ServeSettings) -> list[Middleware]:
+    """What stands around every route."""
+    clock = Middleware(BodyClock, limit_s=settings.body_timeout_s)
+    if not settings.cors_origins:
+        return [clock]
+    # Credentials are cookies, of which there are none: a script has to be given its token.
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=settings.cors_origins,
+        allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+        allow_headers=[
+            "authorization",
+            "content-type",
+            "idempotency-key",
+            "x-headstock-caller",
+            "x-headstock-timeout-ms",
+            "x-request-id",
+        ],
+        expose_headers=["retry-after", "x-headstock-bundle", "x-headstock-version", "x-request-id"],
+    )
+    return [cors, clock]
 
 
 def _measured(replica: Replica, path: str, endpoint: Endpoint) -> Endpoint:

@@ -97,7 +97,7 @@ def test_the_launcher_binds_metrics_and_statistics_to_the_front_doors_address(
     assert checked.returncode == 0, checked.stderr
     assert binds == [f"{host}:9101", "127.0.0.1:8123", f"{host}:8404"]
     assert [line for line in rendered.splitlines() if "bind" not in line] == [
-        line for line in mended.splitlines() if not re.search("bind|unique-id|buffer", line)
+        line for line in mended.splitlines() if not re.search("bind|unique-id|buffer|http-request 30s", line)
     ]
 
 
@@ -110,7 +110,8 @@ def test_the_launcher_gives_every_request_an_id_before_it_is_sent(
     section = mended.partition("frontend http_frontend")[2].partition("default_backend")[0]
 
     is_missing = "if !{ req.hdr(x-request-id) -m found }"
-    assert section.splitlines()[1:4] == [
+    assert section.splitlines()[1:5] == [
+        "    timeout http-request 30s",
         "    unique-id-format %[uuid]",
         f"    http-request set-header x-request-id %[unique-id] {is_missing}",
         "    option http-buffer-request",
