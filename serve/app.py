@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray import serve as ray_serve
 from ray.serve._private import replica
+from ray.serve.context import _get_global_client
 from ray.serve.schema import LoggingConfig
 from starlette.applications import Starlette
 
@@ -24,6 +25,10 @@ from serve.store import ask_until_answered
 
 # Ray's own queue is kept out of the way: the batcher refuses what it cannot take.
 MAX_ONGOING_REQUESTS = 4096
+
+
+class HostError(Exception):
+    """Ray Serve listens beyond loopback, and the settings do not say so."""
 
 
 class Predictor:
@@ -87,7 +92,9 @@ def build_app(settings: ServeSettings) -> ray_serve.Application:
 
     Raises:
         DeviceError: the setting is "cuda", and the cluster has no GPU.
+        HostError: Ray Serve listens elsewhere than the settings say.
     """
+    _check_host(settings)
     deployment = ray_serve.deployment(
         name=DEPLOYMENT,
         num_replicas=settings.replicas,
@@ -101,6 +108,19 @@ def build_app(settings: ServeSettings) -> ray_serve.Application:
         ray_actor_options={"num_cpus": 1, "num_gpus": _gpu_share(settings)},
     )(ray_serve.ingress()(Predictor))
     return deployment.bind(settings.model_dump_json())
+
+
+def _check_host(settings: ServeSettings) -> None:
+    """By the setting it is decided whether tokens are asked for, so it has to be true."""
+    if not ray.is_initialized() or settings.access != "auto":
+        return
+    client = _get_global_client(raise_if_no_controller_running=False)
+    host = client.http_config.host if client else settings.host
+    if settings.host in LOOPBACK and host not in LOOPBACK:
+        raise HostError(
+            f"Ray Serve listens on {host}, and the setting host is {settings.host}, where nobody "
+            f"is asked for a token. Set HEADSTOCK_HOST={host}."
+        )
 
 
 def _gpu_share(settings: ServeSettings) -> float:

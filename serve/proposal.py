@@ -171,7 +171,7 @@ def overtaken(change: AnyChange, foreign: Iterable[Record]) -> Refused | None:
 
 
 def _tasks_of(change: AnyChange) -> set[str]:
-    if isinstance(change, KeyRequest):
+    if isinstance(change, KeyRequest | TokenRequest):
         return set()
     return {push.task for push in (change.pushes if isinstance(change, Pushes) else (change,))}
 

@@ -8,7 +8,7 @@ import json
 import time
 import tracemalloc
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -117,18 +117,16 @@ def test_a_body_in_an_encoding_that_is_not_opened_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("damage", "reason"),
+    ("body", "reason"),
     [
-        (lambda packed: packed[:-4], "ends before"),
-        (lambda packed: packed + b"more", "goes on after"),
-        (lambda packed: b"plain" + packed, "is not gzip"),
+        (gzip.compress(png_of(0))[:-4], "ends before"),
+        (gzip.compress(png_of(0)) + b"more", "goes on after"),
+        (b"plain" + gzip.compress(png_of(0)), "is not gzip"),
     ],
+    ids=["cut", "more", "plain"],
 )
-def test_a_damaged_compressed_body_is_malformed(
-    http: HttpClient, damage: Callable[[bytes], bytes], reason: str
-) -> None:
+def test_a_damaged_compressed_body_is_malformed(http: HttpClient, body: bytes, reason: str) -> None:
     """Cut, with something behind it, or not compressed at all."""
-    body = damage(gzip.compress(png_of(0)))
     response = http.post("/predict/colours", content=body, headers={"content-encoding": "gzip"})
 
     assert reason in problem(response, 400)
@@ -309,10 +307,12 @@ def test_the_bound_holds_for_what_a_body_opens_to() -> None:
 
 def test_json_may_have_so_many_symbols() -> None:
     """To the symbol."""
-    read: Callable[[int], Awaitable[bytes]] = lambda n: _read(  # noqa: E731
-        b'{"image": "' + b"," * n + b'"}', {"content-type": "application/json"}, 10**6
-    )
+
+    def read(num_commas: int) -> bytes:
+        body = b'{"image": "' + b"," * num_commas + b'"}'
+        return asyncio.run(_read(body, {"content-type": "application/json"}, 10**6))
+
     with pytest.raises(RequestError, match="is not base64"):
-        asyncio.run(read(MAX_JSON_SYMBOLS - 7))
+        read(MAX_JSON_SYMBOLS - 7)
     with pytest.raises(RequestError, match="has more than 50000 brackets"):
-        asyncio.run(read(MAX_JSON_SYMBOLS - 6))
+        read(MAX_JSON_SYMBOLS - 6)

@@ -284,7 +284,7 @@ MALFORMED = {
     "an empty picture in a form": (PART + b"\r\n--x--\r\n", FORM, "picture 1 is empty"),
     "half JSON": (b'{"image": "', JSON, "not JSON"),
     "JSON that is no text": (b"\xff\xfe\x00", JSON, "not JSON"),
-    "deep JSON": (b"[" * 50_000, JSON, "not JSON"),
+    "deep JSON": (b"[" * 50_000, JSON, "nested deeper"),
     "a list": (b"[1]", JSON, 'must be {"image": "<base64>"}'),
     "a number": (b'{"image": 1}', JSON, 'must be {"image": "<base64>"}'),
     "another field": (b'{"img": "AAAA"}', JSON, 'must be {"image": "<base64>"}'),

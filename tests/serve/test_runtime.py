@@ -97,7 +97,9 @@ def test_the_launcher_binds_metrics_and_statistics_to_the_front_doors_address(
     assert checked.returncode == 0, checked.stderr
     assert binds == [f"{host}:9101", "127.0.0.1:8123", f"{host}:8404"]
     assert [line for line in rendered.splitlines() if "bind" not in line] == [
-        line for line in mended.splitlines() if not re.search("bind|unique-id|buffer|http-request 30s", line)
+        line
+        for line in mended.splitlines()
+        if not re.search("bind|unique-id|buffer|http-request 30s", line)
     ]
 
 
