@@ -1,10 +1,11 @@
 """`serve.protocol` in a world where everything that can happen does, in every order.
 
-The product's transitions are pure, so all histories of a small fleet can be tried, breadth first.
-What surrounds them is written here: a log, messages, processes that start and die. The world is as
-unkind as the design allows. A message, an acknowledgement and a put that was once sent may arrive
-at any time, in any order, again and again, or never; a process may die between any two steps; a
-hold may run out at any moment, for there are no clocks. What must never break:
+The product's transitions are pure, so all histories of a small fleet can be tried (`fleet_search`),
+and long ones of a larger fleet by chance (`fleet_walk`). What surrounds them is written here: a
+log, messages, processes that start and die. The world is as unkind as the design allows. A message,
+an acknowledgement and a put that was once sent may arrive at any time, in any order, again and
+again, or never; a process may die between any two steps; a hold may run out at any moment, for
+there are no clocks. What must never break:
 
   1 order: once version v was answered, no row that starts later is answered by an older one;
   1s clean cut: after an answer by v none older is given, not even one that was begun before;
@@ -12,12 +13,12 @@ hold may run out at any moment, for there are no clocks. What must never break:
   3 all or nothing: nobody answers from a version whose record is not a commit;
   4 agreement: from everywhere, without more faults, one gets to where the conductor is idle, nobody
     holds or joins, and every replica is where the log folds to;
-  5 truth: a push is told success only if it was committed, failure only if it never was.
+  5 truth: a push is told success only if it was committed, failure only if it never was, and is
+    committed once, however often it is asked for.
 """
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -97,6 +98,8 @@ class World:
     confirms_deaths: bool = True  # nobody is dropped before it is dead
     joiners_wait: bool = True
     fresh_ids: bool = True  # a replacement is not taken for its predecessor
+    asks_again: bool = False  # whoever was not told what became of his push does, by its key
+    keeps_keys: bool = True
     forgets: bool = True  # acknowledgements of older swaps, for the product ignores them
 
     def start(self) -> State:
@@ -128,11 +131,13 @@ class World:
         elif s.phase == FENCING and is_decided:
             is_own = s.log[s.number] == FENCE
             yield self.restart(s, s.number) if is_own else self.fence(s, s.number + 1)
-        elif s.phase == Phase.IDLE and WAITING in s.told:
-            # Pushes are alike, so the first that waits may stand for any.
-            push = s.told.index(WAITING) + 1
-            after = conduct(protocol.begin, s, len(s.log))._replace(push=push)
-            yield Step(f"stage {after.number}", send(tell(after, BUSY), STAGE, after.number))
+        elif s.phase == Phase.IDLE:
+            # Pushes that wait are alike, so the first may stand for any.
+            if WAITING in s.told:
+                yield self.begin(s, s.told.index(WAITING) + 1)
+            if self.asks_again:
+                again = (push for push, t in enumerate(s.told, 1) if t == UNKNOWN)
+                yield from (self.begin(s, push) for push in again)
         elif s.phase in {Phase.COMMIT, Phase.ABORT}:
             if is_decided or (s.phase == Phase.COMMIT and not self.rereads_lost_puts):
                 is_own = is_decided and s.log[s.number] == s.push
@@ -141,6 +146,15 @@ class World:
             after = conduct(hear_and_advance, s, tuple(p.ack for p in s.places))
             if after.phase != s.phase:
                 yield enter(s, after)
+
+    def begin(self, s: State, push: int) -> Step:
+        """A push is asked for; one that is in the log already has its answer by its key."""
+        if self.keeps_keys and push in s.log:
+            after = tell(s._replace(push=push), SUCCESS)._replace(push=0)
+            made = after._replace(promised=max(s.promised, s.log.index(push)))
+            return Step(f"push {push} was made already", made)
+        after = conduct(protocol.begin, s, len(s.log))._replace(push=push)
+        return Step(f"stage {after.number}", send(tell(after, BUSY), STAGE, after.number))
 
     def fence(self, s: State, number: int) -> Step:
         """A new conductor puts an abort under a number that it found free."""
@@ -179,16 +193,20 @@ class World:
     def message_steps(self, s: State, i: int, p: Place) -> Iterator[Step]:
         """Whatever any conductor ever sent may arrive."""
         for message, number in s.sent:
-            if message == STAGE:
-                after = follow(on_stage, p, number, fold(s.log[:number]))
-            elif message == HOLD:
-                is_drained = p.in_flight == NO_ROW or not self.drains_before_ack
-                after = follow(on_hold, p, number, is_drained)
-            else:
-                after = follow(protocol.flip if message == FLIP else protocol.release, p, number)
-            if after is not p:
-                name = ("stage", "hold", "flip", "release")[message]
-                yield Step(f"{i} receives {name} {number}", with_place(s, i, after))
+            yield from self.arrival(s, i, p, message, number)
+
+    def arrival(self, s: State, i: int, p: Place, message: int, number: int) -> Iterator[Step]:
+        """A message arrives, if it is news."""
+        if message == STAGE:
+            after = follow(on_stage, p, number, fold(s.log[:number]))
+        elif message == HOLD:
+            is_drained = p.in_flight == NO_ROW or not self.drains_before_ack
+            after = follow(on_hold, p, number, is_drained)
+        else:
+            after = follow(protocol.flip if message == FLIP else protocol.release, p, number)
+        if after != p:
+            name = ("stage", "hold", "flip", "release")[message]
+            yield Step(f"{i} receives {name} {number}", with_place(s, i, after))
 
     def expiry_steps(self, s: State, i: int, p: Place) -> Iterator[Step]:
         """The hold runs out: put an abort, ask what stands. Replies may be late, of older holds."""
@@ -198,7 +216,7 @@ class World:
         for number in numbers:
             is_committed = self.asks_log and s.log[number] > 0
             after = follow(protocol.settle, p, number, is_committed=is_committed)
-            if after is not p:
+            if after != p:
                 yield Step(f"{i} settles {number}", with_place(s, i, after))
 
 
@@ -255,7 +273,7 @@ def join_steps(s: State, i: int, p: Place) -> Iterator[Step]:
         yield Step(f"{i} joins", with_place(s, i, p._replace(life=JOINED, join_ok=False)))
     if p.life == JOINING:
         after = follow(protocol.caught_up, p, len(s.log) - 1, at=fold(s.log))
-        if after is not p:
+        if after != p:
             yield Step(f"{i} loads {after.at}", with_place(s, i, after))
     is_asking = p.life == JOINING and not p.join_ok
     if s.phase not in {DOWN, FENCING} and (is_asking or p.noted == STRANGER):
@@ -269,9 +287,12 @@ def join_steps(s: State, i: int, p: Place) -> Iterator[Step]:
 
 
 def with_truth(step: Step) -> Step:
-    """Promise 5: what each push was told, against the log."""
+    """Promise 5: what each push was told, against the log, which has it once."""
     log, told = step.state.log, step.state.told
-    is_true = all(t != (FAILED if push in log else SUCCESS) for push, t in enumerate(told, 1))
+    is_true = all(
+        log.count(push) <= 1 and t != (FAILED if push in log else SUCCESS)
+        for push, t in enumerate(told, 1)
+    )
     return step if is_true else step._replace(broken="5 truth")
 
 
@@ -299,8 +320,7 @@ def follow(step: Callable[..., ReplicaState], p: Place, *args: object, **more: o
     before = ReplicaState(p.at, p.staged, p.hold, Ack(p.ack[0], Level(p.ack[1])))
     after = step(before, *args, **more)
     ack = (after.ack.number, int(after.ack.level))
-    changed = p._replace(at=after.at, staged=after.staged, hold=after.hold, ack=ack)
-    return p if after == before else changed
+    return p._replace(at=after.at, staged=after.staged, hold=after.hold, ack=ack)
 
 
 def conduct(step: Callable[..., ConductorState], s: State, *args: object, **more: object) -> State:
@@ -359,61 +379,6 @@ def fold(log: tuple[int, ...]) -> int:
     return max(number for number, value in enumerate(log) if value >= 0)
 
 
-class Result(NamedTuple):
-    """Of a search: the promise that is broken, if any, and a shortest way to break it."""
-
-    broken: str
-    num_states: int
-    trace: str
-
-
-def explore(world: World) -> Result:
-    """Search breadth first, through every state that the world can come into."""
-    for remembered in (follow, _conduct):
-        remembered.cache_clear()
-    gc.disable()  # there are no cycles, but millions of tuples to look through
-    try:
-        return _explore(world)
-    finally:
-        gc.enable()
-
-
-def _explore(world: World) -> Result:
-    order, came = [canonical(world.start(), world)], [(0, "")]
-    index, befores = {order[0]: 0}, [list[int]()]
-    for here, before in enumerate(order):
-        for label, step_state, broken, is_fault in world.steps(before):
-            if broken:
-                return Result(broken, len(order), trace(came, here, label))
-            after = canonical(step_state, world)
-            there = index.setdefault(after, len(order))
-            if there == len(order):
-                order.append(after)
-                came.append((here, label))
-                befores.append([])
-            if not is_fault:
-                befores[there].append(here)
-    todo = [j for j, state in enumerate(order) if is_agreed(state)]
-    can_agree = set(todo)
-    while todo:
-        news = set(befores[todo.pop()]) - can_agree
-        can_agree |= news
-        todo.extend(news)
-    stuck = next((j for j in range(len(order)) if j not in can_agree), None)
-    if stuck is None:
-        return Result("", len(order), "")
-    return Result("4 agreement", len(order), trace(came, stuck, "agreement is out of reach"))
-
-
-def trace(came: list[tuple[int, str]], end: int, last: str) -> str:
-    """The way to a state, one event a line; places are numbered anew in every state."""
-    labels = [last]
-    while end:
-        end, label = came[end]
-        labels.append(label)
-    return "\n".join(reversed(labels))
-
-
 def is_agreed(s: State) -> bool:
     """The conductor is idle, and every replica answers from where the log folds to."""
     is_quiet = s.phase == Phase.IDLE and all(number < len(s.log) for number, _ in s.puts)
@@ -421,22 +386,7 @@ def is_agreed(s: State) -> bool:
     return is_quiet and all(p.life == JOINED and not p.hold and p.at == fold(s.log) for p in alive)
 
 
-def canonical(s: State, world: World) -> State:
-    """One state for all that behave alike: places have no order, and what is over is forgotten."""
-    is_open = s.phase not in {DOWN, FENCING, Phase.IDLE}
-    number = s.number if is_open else len(s.log)
-    places = [forget(p, number) if world.forgets else p for p in s.places]
-    places.sort()
-    log = s.log if s.phase == FENCING else tuple([max(value, ABORT) for value in s.log])
-    puts = s.puts
-    if puts and world.puts_if_absent:
-        puts = frozenset([put for put in puts if put[0] >= len(log)])
-    promised = s.promised if s.promised > s.newest else 0
-    return s._replace(log=log, places=tuple(places), puts=puts, promised=promised)
-
-
-def forget(p: Place, number: int) -> Place:
-    """Acknowledgements of swaps before this one say nothing any more."""
-    if 0 < p.ack[0] < number:
-        p = p._replace(ack=NOTHING)
-    return p._replace(noted=NOTHING) if 0 < p.noted[0] < number else p
+def forget_steps() -> None:
+    """What is remembered of the product's transitions, of which a mutant may take the place."""
+    for remembered in (follow, _conduct):
+        remembered.cache_clear()
