@@ -14,18 +14,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import httpx
 import numpy as np
 import psutil
 
+from benchmarks.background import Background
 from benchmarks.channel_means import make_trunk
 from benchmarks.fixtures import serving
 from benchmarks.judged_load import PROMISES, TASKS, Answer, JudgedLoad, Swap
@@ -110,7 +108,13 @@ class Crashes:
         file, key = self._folder / f"{seed}.zip", f"point {seed}"
         file.write_bytes(bundle.to_zip())
         before = self._log.follow(LogView())
-        with _Callers(self._load, chance) as callers, _pusher(self._url, file, key) as pusher:
+        answers: list[Answer] = []
+        calls = chance.spawn(1)[0]
+
+        def ask(_: int) -> None:
+            answers.extend(asyncio.run(self._load.ask(calls, rate=RATE, seconds=0.5)))
+
+        with Background(ask), _pusher(self._url, file, key) as pusher:
             began_s = time.monotonic()
             _go(pusher)
             time.sleep(point.delay_s)
@@ -128,7 +132,7 @@ class Crashes:
             version = made[0].change.version
             # When the pusher heard of it is not known exactly; by its end it had.
             swaps.append(Swap(task, version, began_s, swap.asked_s, 0.0))
-        point.problems = self._load.judge(callers.answers, swaps, view)
+        point.problems = self._load.judge(answers, swaps, view)
         point.problems |= self._disagreements(view)
         return point
 
@@ -181,33 +185,6 @@ class Crashes:
             said = answer.json() if answer.is_success else {}
             wrong += (said.get("version"), said.get("bundle")) != (live.version, live.bundle)
         return {"disagreeing": wrong} if wrong else {}
-
-
-class _Callers:
-    """Load in a thread of its own until the block ends."""
-
-    def __init__(self, load: JudgedLoad, chance: np.random.Generator) -> None:
-        self.answers: list[Answer] = []
-        self._load, self._chance = load, chance.spawn(1)[0]
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._is_over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._is_over.is_set():
-            self.answers += asyncio.run(self._load.ask(self._chance, rate=RATE, seconds=0.5))
 
 
 def _pusher(url: str, file: Path, key: str) -> subprocess.Popen[str]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-import threading
 import time
 from pathlib import Path
 
+from benchmarks.background import Background
 from benchmarks.fixtures import make_bundle, make_trunk, photograph, serving
 from benchmarks.load import Load, run_load
 from benchmarks.report import arguments, finish, note, quantile_of
@@ -38,7 +38,8 @@ def main() -> None:
             client.push(bundles[-1])
             pushes_ms: list[float] = []
             swaps: list[dict[str, float]] = []
-            with _Background(f"{service['url']}/predict/photos") as load:
+            url, jpeg, load = f"{service['url']}/predict/photos", photograph(), Load()
+            with Background(lambda _: _ask(url, jpeg, load)):
                 for number in range(num_swaps):
                     began_s = time.monotonic()
                     swaps.append(client.push(bundles[number % NUM_BUNDLES])["swap"])
@@ -60,31 +61,11 @@ def main() -> None:
     finish("swap_latency", figures, chosen)
 
 
-class _Background:
-    """Load in a thread of its own until the block ends."""
-
-    def __init__(self, url: str) -> None:
-        self._url, self._total = url, Load()
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Load:
-        self._thread.start()
-        return self._total
-
-    def __exit__(self, *_: object) -> None:
-        self._is_over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        jpeg = photograph()
-        while not self._is_over.is_set():
-            part = asyncio.run(
-                run_load(self._url, jpeg, connections=CONNECTIONS, seconds=1.0, warm_up_s=0.0)
-            )
-            self._total.seconds += part.seconds
-            self._total.latencies_s += part.latencies_s
-            self._total.num_failed += part.num_failed
+def _ask(url: str, jpeg: bytes, total: Load) -> None:
+    part = asyncio.run(run_load(url, jpeg, connections=CONNECTIONS, seconds=1.0, warm_up_s=0.0))
+    total.seconds += part.seconds
+    total.latencies_s += part.latencies_s
+    total.num_failed += part.num_failed
 
 
 if __name__ == "__main__":

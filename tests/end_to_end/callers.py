@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import threading
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.background import Background
 from export.bundle import Bundle
 from serve.client import Client, ClientError
 from serve.engine import Head, LiveHead
@@ -59,16 +59,16 @@ class Callers:
     pushed: list[Pushed] = field(default_factory=list)
 
     def __enter__(self) -> Self:
-        self._is_over = threading.Event()
         self._pictures = [some_picture(seed) for seed in range(NUM_PICTURES)]
         self._files = [png(picture) for picture in self._pictures]
         # An answer of the oracle's has a loaded head; nothing asks it over HTTP.
         self._head = Head.of_bundle(self.heads(0))
-        self._threads = [
-            threading.Thread(target=self._client, args=(seed,)) for seed in range(self.clients)
+        self._chances = [np.random.default_rng(seed) for seed in range(self.clients)]
+        self._clients = [
+            httpx.Client(base_url=self.service.url, timeout=LIMIT_S) for _ in self._chances
         ]
-        for thread in self._threads:
-            thread.start()
+        self._threads = Background(self._client, threads=self.clients)
+        self._threads.__enter__()
         return self
 
     def __exit__(
@@ -77,9 +77,9 @@ class Callers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._is_over.set()
-        for thread in self._threads:
-            thread.join()
+        self._threads.__exit__(kind, error, trace)
+        for client in self._clients:
+            client.close()
 
     def wait_for(self, num_more: int) -> None:
         """Until so many more requests have been answered."""
@@ -113,13 +113,11 @@ class Callers:
         return judge_from_outside(self.seen, self.service.view(), self.heads.seeds, self.pushed)
 
     def _client(self, seed: int) -> None:
-        chance = np.random.default_rng(seed)
-        with httpx.Client(base_url=self.service.url, timeout=LIMIT_S) as client:
-            while not self._is_over.is_set():
-                place = int(chance.integers(NUM_PICTURES))
-                question = self.questions[chance.integers(len(self.questions))]
-                self.seen.append(self._ask(client, place, question))
-                time.sleep(self.pause_s)
+        chance = self._chances[seed]
+        place = int(chance.integers(NUM_PICTURES))
+        question = self.questions[chance.integers(len(self.questions))]
+        self.seen.append(self._ask(self._clients[seed], place, question))
+        time.sleep(self.pause_s)
 
     def _ask(self, client: httpx.Client, place: int, tasks: tuple[str, ...]) -> Seen:
         for attempt in range(self.tries):

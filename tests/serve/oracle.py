@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -13,6 +12,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.background import Background
 from export.bundle import Bundle
 from serve.jobs import Answer, Job
 from serve.record import LogView
@@ -90,13 +90,9 @@ class Crowd:
     seen: list[Seen] = field(default_factory=list)
 
     def __enter__(self) -> Self:
-        self._is_over = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._client, args=(seed,), daemon=True)
-            for seed in range(self.clients)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._chances = [np.random.default_rng(seed) for seed in range(self.clients)]
+        self._threads = Background(self._client, threads=self.clients)
+        self._threads.__enter__()
         return self
 
     def __exit__(
@@ -105,9 +101,7 @@ class Crowd:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._is_over.set()
-        for thread in self._threads:
-            thread.join(timeout=20)
+        self._threads.__exit__(kind, error, trace)
 
     def wait_for(self, num_more: int) -> None:
         """Until so many more requests have been answered."""
@@ -117,16 +111,15 @@ class Crowd:
             time.sleep(0.002)
 
     def _client(self, seed: int) -> None:
-        chance = np.random.default_rng(seed)
-        while not self._is_over.is_set():
-            picture = chance.integers(0, 256, (SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
-            question = self.questions[chance.integers(len(self.questions))]
+        chance = self._chances[seed]
+        picture = chance.integers(0, 256, (SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
+        question = self.questions[chance.integers(len(self.questions))]
 
-            def pick() -> int:
-                return seed if self.is_sticky else int(chance.integers(2**31))
+        def pick() -> int:
+            return seed if self.is_sticky else int(chance.integers(2**31))
 
-            self.seen.append(self._ask(pick, picture, question))
-            time.sleep(self.pause_s)
+        self.seen.append(self._ask(pick, picture, question))
+        time.sleep(self.pause_s)
 
     def _ask(
         self, pick: Callable[[], int], picture: NDArray[np.uint8], tasks: tuple[str, ...]
