@@ -71,6 +71,7 @@ class Batcher:
             decode_threads=decode_threads,
         )
         self.comparisons = Comparisons(engine)
+        metrics.waiting.set_function(lambda: self.admission.num_waiting)
         self._changed = threading.Condition()
         # Every job is in one of the two from its arrival to its end; dicts, as sets with an order.
         self._waiting: dict[Job, None] = {}
@@ -251,7 +252,7 @@ class Batcher:
     def _run(self, batch: list[tuple[Work, Unit]]) -> None:
         started_at = time.monotonic()
         try:
-            num_pictures = run_units(self._engine, batch)
+            ran = run_units(self._engine, batch)
         # Whatever goes wrong in one batch is its requests' answer, and the worker goes on.
         except Exception as error:
             logger.exception("a batch failed")
@@ -263,7 +264,13 @@ class Batcher:
                 else:
                     work.fail(error)
         else:
-            self._metrics.batch_pictures.observe(num_pictures)
+            self._metrics.batch_pictures.observe(ran.num_pictures)
+            self._metrics.batch_rows.observe(ran.num_rows)
+            self._metrics.trunk_seconds.observe(ran.trunk_s)
+            self._metrics.head_seconds.observe(ran.head_s)
+            for work, unit in batch:
+                for place in unit.heads:
+                    self._metrics.count_rows(work.heads[place].task, len(unit.inputs))
             self._metrics.run_seconds.observe(time.monotonic() - started_at)
             cost = sum(unit.cost for _, unit in batch)
             self.admission.see_run(cost, time.monotonic() - self._free_since_s)

@@ -123,7 +123,9 @@ class Conductor:
         await self._swaps.drop_gone()
         live = {task: self.view.live(task) for task in self.view.tasks}
         versions = {task: version.change.version for task, version in live.items() if version}
-        return fleet_text([*self._roll.metrics(), *more], versions, len(self._swaps.members))
+        mine = (self._swaps.metrics.report(), self._log.store.calls.report())
+        reports = [*self._roll.metrics(), *mine, *more]
+        return fleet_text(reports, versions, len(self._swaps.members))
 
     async def members(self) -> list[ReplicaId]:
         """The replicas that answer."""

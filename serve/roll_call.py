@@ -72,7 +72,8 @@ class RollCall:
             logger.warning("replica %s is gone", replica)
             self._spent.pop(replica, None)
             if replica in self._metrics:
-                counted = self._metrics.pop(replica)
+                # What it had waiting is gone with it.
+                counted = [one for one in self._metrics.pop(replica) if one.type != "gauge"]
                 self._gone_metrics = merge([self._gone_metrics, counted])
         return gone
 

@@ -25,6 +25,8 @@ from obstore.exceptions import (
 )
 from obstore.store import LocalStore, from_url
 
+from serve.store_calls import StoreCalls
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -96,6 +98,7 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.calls = StoreCalls()
         self.is_folder = "://" not in url or url.startswith("file://")
         try:
             if self.is_folder:
@@ -120,8 +123,9 @@ class Store:
             StoreError: it cannot be read.
         """
         try:
-            store = self._quick if is_quick else self._patient
-            return obstore.get(store, name).bytes().to_bytes()
+            with self.calls.timed("get"):
+                store = self._quick if is_quick else self._patient
+                return obstore.get(store, name).bytes().to_bytes()
         except _ERRORS as error:
             if _is_absent(error):
                 return None
@@ -134,7 +138,8 @@ class Store:
             StoreError: it cannot be written.
         """
         try:
-            obstore.put(self._patient, name, data)
+            with self.calls.timed("put"):
+                obstore.put(self._patient, name, data)
         except _ERRORS as error:
             raise self._error(f"{what} cannot be written to", error) from error
 
@@ -148,10 +153,11 @@ class Store:
             StoreError: there was no reply; the object may have been written.
         """
         try:
-            if is_quick:
-                obstore.put(self._quick, name, data, mode="create")
-            else:
-                _unbroken(lambda: obstore.put(self._patient, name, data, mode="create"))
+            with self.calls.timed("create"):
+                if is_quick:
+                    obstore.put(self._quick, name, data, mode="create")
+                else:
+                    _unbroken(lambda: obstore.put(self._patient, name, data, mode="create"))
         except AlreadyExistsError:
             return False
         except _ERRORS as error:
@@ -165,9 +171,10 @@ class Store:
             StoreError: it cannot be read.
         """
         try:
-            found = _unbroken(
-                lambda: obstore.list(self._patient, folder, offset=after or None).collect()
-            )
+            with self.calls.timed("list"):
+                found = _unbroken(
+                    lambda: obstore.list(self._patient, folder, offset=after or None).collect()
+                )
         except _ERRORS as error:
             raise self._error(f"The folder {folder} cannot be listed in", error) from error
         stored = [Stored(meta["path"], meta["size"], meta["last_modified"]) for meta in found]
@@ -180,7 +187,8 @@ class Store:
             StoreError: it cannot be read.
         """
         try:
-            meta = obstore.head(self._patient, name)
+            with self.calls.timed("look"):
+                meta = obstore.head(self._patient, name)
         except _ERRORS as error:
             if _is_absent(error):
                 return None
@@ -194,7 +202,8 @@ class Store:
             StoreError: it cannot be removed.
         """
         try:
-            obstore.delete(self._patient, name)
+            with self.calls.timed("delete"):
+                obstore.delete(self._patient, name)
         except _ERRORS as error:
             if not _is_absent(error):
                 raise self._error(f"{what} cannot be removed from", error) from error

@@ -20,6 +20,7 @@ from serve.protocol import Phase, ReplicaId
 from serve.record import LogView, Record, fold
 from serve.roll_call import RollCall
 from serve.store import StoreError
+from serve.swap_metrics import SwapMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class Swaps:
         self._foreign = 0  # the last commit of another service; members have to have loaded it
         self._sequence = secrets.randbits(40)
         self._vetoes: dict[ReplicaId, str] = {}
+        self.metrics = SwapMetrics()
         self._news = asyncio.Event()
         self._acks = asyncio.Event()
 
@@ -120,22 +122,20 @@ class Swaps:
             SwapUndoneError: given up, and an abort stands in the log.
             OvertakenError: another service's commit stands under the number.
         """
-        self._begin(record)
         try:
-            began_s = time.monotonic()
-            await self._all_acknowledge(self._stage_s)
-            held_s = time.monotonic()
-            await self._all_acknowledge(self._hold_s * 0.8)
-        # Whatever it is, the swap must not stay undecided.
-        except Exception:
-            await self._undo()
+            times_s = await self._make(record)
+        except SwapUndoneError as error:
+            self.metrics.swaps.labels("vetoed" if error.is_veto else "undone").inc()
             raise
-        await self._commit(record)
-        await self._all_flip()
+        except OvertakenError:
+            self.metrics.swaps.labels("overtaken").inc()
+            raise
+        self.metrics.made(times_s)
+        began_s, held_s, *_, ended_s = times_s
         return Swapped(
             record.changes,
             stage_ms=1000 * (held_s - began_s),
-            hold_ms=1000 * (time.monotonic() - held_s),
+            hold_ms=1000 * (ended_s - held_s),
             replicas=len(self._state.members),
         )
 
@@ -164,6 +164,23 @@ class Swaps:
         # Who is admitted while the runtime is asked may be missing from its answer, and lives.
         for replica in await self._roll.gone(self.members):
             self._state = protocol.drop(self._state, replica)
+
+    async def _make(self, record: Record) -> list[float]:
+        """Returns when the swap began, and when each of its phases ended."""
+        self._begin(record)
+        times_s = [time.monotonic()]
+        try:
+            for limit_s in (self._stage_s, self._hold_s * 0.8):
+                await self._all_acknowledge(limit_s)
+                times_s.append(time.monotonic())
+        # Whatever it is, the swap must not stay undecided.
+        except Exception:
+            await self._undo()
+            raise
+        await self._commit(record)
+        times_s.append(time.monotonic())
+        await self._all_flip()
+        return [*times_s, time.monotonic()]
 
     def _begin(self, record: Record) -> None:
         self._state = protocol.begin(self._state, record.number)

@@ -263,7 +263,8 @@ class Watcher:
     def _report(self) -> Poll:
         now, metrics, trials = time.monotonic(), None, None
         if now - self._reported_at_s > 1.0:
-            self._reported_at_s, metrics = now, self._metrics.report()
+            self._reported_at_s = now
+            metrics = [*self._metrics.report(self._view.tasks), *self._log.store.calls.report()]
             trials = self._batcher.comparisons.trials
         return Poll(
             self._replica,

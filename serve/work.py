@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -110,19 +111,36 @@ class Work:
         return self.heads[place] is not self.live[place]
 
 
-def run_units(engine: Engine, units: Sequence[tuple[Work, Unit]]) -> int:
-    """Run a batch and hand out its scores; returns the number of pictures in it."""
+class Ran(NamedTuple):
+    """What a batch was, and how long its trunk and its heads took."""
+
+    num_pictures: int
+    num_rows: int
+    trunk_s: float
+    head_s: float
+
+
+def run_units(engine: Engine, units: Sequence[tuple[Work, Unit]]) -> Ran:
+    """Run a batch and hand out its scores."""
     pictures = [(work, unit) for work, unit in units if not work.job.has_features]
     features = [(work, unit) for work, unit in units if work.job.has_features]
-    num_pictures = 0
+    num_pictures, num_rows, trunk_s, head_s = 0, 0, 0.0, 0.0
     if pictures:
         inputs, rows = _side_by_side(pictures)
-        num_pictures = len(inputs)
-        _give(pictures, engine.run(inputs, rows))
+        num_pictures, num_rows = len(inputs), len(rows)
+        began_s = time.monotonic()
+        scores = engine.run(inputs, rows)
+        trunk_s = engine.trunk_s
+        head_s = time.monotonic() - began_s - trunk_s
+        _give(pictures, scores)
     if features:
         inputs, rows = _side_by_side(features)
-        _give(features, engine.run_features(inputs, rows))
-    return num_pictures
+        began_s = time.monotonic()
+        scores = engine.run_features(inputs, rows)
+        head_s += time.monotonic() - began_s
+        num_rows += len(rows)
+        _give(features, scores)
+    return Ran(num_pictures, num_rows, trunk_s, head_s)
 
 
 def _side_by_side(units: Sequence[tuple[Work, Unit]]) -> tuple[NDArray[Any], list[Row]]:

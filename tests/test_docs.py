@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from serve.cli import app
 from serve.console import settings_text
 from serve.settings import ServeSettings
 from serve.task_settings import TaskSettings
+from tests.serve.every_metric import metric_names
 
 ROOT = Path(__file__).parents[1]
 SERVING = (ROOT / "docs" / "serving.md").read_text()
+OBSERVABILITY = (ROOT / "docs" / "observability.md").read_text()
 README = (ROOT / "README.md").read_text()
 
 
@@ -47,3 +50,10 @@ def test_every_command_is_in_the_readme_and_has_an_example(command: str) -> None
 
     assert f"`headstock {command}" in README
     assert f"Example: headstock {command}" in (help_text or "")
+
+
+@pytest.mark.parametrize("metric", sorted(metric_names()))
+def test_every_metric_is_documented_and_every_documented_one_exists(metric: str) -> None:
+    """A row each, by the name under which it is scraped."""
+    assert f"| `{metric}` |" in OBSERVABILITY
+    assert set(re.findall(r"\| `(headstock_\w+)` \|", OBSERVABILITY)) == metric_names()

@@ -5,6 +5,7 @@ The one place where an error of ours becomes a status code.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -73,6 +74,13 @@ class RequestError(Exception):
     ) -> None:
         super().__init__(detail)
         self.status, self.headers = status, headers
+
+
+def kind_of(error: Exception) -> str:
+    """What an error is counted as: "overloaded", ...; "internal" is what we did not foresee."""
+    known = (RequestError, *STATUS_OF_ERROR)
+    found = next((kind.__name__ for kind in known if isinstance(error, kind)), "InternalError")
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", found.removesuffix("Error")).lower()
 
 
 def problem_of(error: Exception) -> JSONResponse:

@@ -22,7 +22,7 @@ from serve.http.audit import Audit
 from serve.http.edge import BodyClock, check_headers
 from serve.http.keys import Keys
 from serve.http.predict import Predict
-from serve.http.problems import problem, problem_of
+from serve.http.problems import kind_of, problem, problem_of
 from serve.http.push import Push
 from serve.http.tokens import Tokens
 from serve.jobs import UnknownTaskError
@@ -125,6 +125,7 @@ def _measured(replica: Replica, path: str, endpoint: Endpoint) -> Endpoint:
             response = await endpoint(request)
         except Exception as error:
             response = problem_of(error)
+            replica.metrics.errors.labels(kind_of(error)).inc()
             if response.status_code >= 500:  # noqa: PLR2004
                 logger.exception("%s %s failed", request.method, path)
         replica.metrics.requests.labels(path, response.status_code).inc()

@@ -7,7 +7,7 @@ import pickle
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.metrics import LATENCY_BUCKETS_S, Metrics, Report, fleet_text, merge
+from serve.metrics import LATENCY_BUCKETS_S, MAX_TASKS, OTHERS, Metrics, Report, fleet_text, merge
 
 REQUESTS = "headstock_requests_total"
 LABELS = (("route", "/predict/{task}"), ("status", "200"))
@@ -19,7 +19,7 @@ def counted(num_requests: int, *seconds: float) -> Report:
     metrics.requests.labels("/predict/{task}", 200).inc(num_requests)
     for value in seconds:
         metrics.request_seconds.observe(value)
-    return metrics.report()
+    return metrics.report([])
 
 
 def value_of(report: Report, name: str, labels: tuple[tuple[str, str], ...] = ()) -> float:
@@ -36,7 +36,7 @@ def test_samples_of_the_same_name_and_labels_add_up() -> None:
     """Those of other labels stay apart."""
     other = Metrics()
     other.requests.labels("/predict/{task}", 503).inc(7)
-    merged = merge([counted(2), counted(3), other.report()])
+    merged = merge([counted(2), counted(3), other.report([])])
 
     assert value_of(merged, REQUESTS, LABELS) == 5
     assert value_of(merged, REQUESTS, (LABELS[0], ("status", "503"))) == 7
@@ -90,6 +90,36 @@ def test_the_text_is_prometheus_with_live_versions_and_replicas() -> None:
     assert families["headstock_requests"].type == "counter"
     assert families["headstock_request_seconds"].type == "histogram"
     assert families["headstock_hold_seconds"].documentation
+
+
+def rows_of(metrics: Metrics, tasks: list[str]) -> dict[str, float]:
+    """What a report says of each task that it names."""
+    (family,) = [f for f in metrics.report(tasks) if f.name == "headstock_task_rows"]
+    return {dict(labels)["task"]: value for _, labels, value in family.samples}
+
+
+def test_rows_are_counted_by_task() -> None:
+    """A task of which nothing was asked is not named."""
+    metrics = Metrics()
+    for task, num in (("pets", 2), ("birds", 1), ("pets", 3)):
+        metrics.count_rows(task, num)
+
+    assert rows_of(metrics, ["cars", "pets", "birds"]) == {"pets": 5, "birds": 1}
+
+
+def test_of_ten_thousand_tasks_a_hundred_are_named() -> None:
+    """The first of the log by themselves, all others together; and the text is small."""
+    metrics, tasks = Metrics(), [f"task{number}" for number in range(10_000)]
+    for task in reversed(tasks):
+        metrics.count_rows(task, 1)
+    rows = rows_of(metrics, tasks)
+    text = fleet_text([metrics.report(tasks)] * 2, dict.fromkeys(tasks, 7), replicas=2).decode()
+
+    assert list(rows) == [*tasks[:MAX_TASKS], OTHERS]
+    assert rows[OTHERS] == 9_900
+    assert text.count("headstock_live_version{") == MAX_TASKS
+    assert "headstock_live_tasks 10000.0" in text
+    assert len(text) < 50_000
 
 
 def test_a_fleet_without_replicas_still_has_a_text() -> None:
