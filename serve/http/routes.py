@@ -25,7 +25,7 @@ from serve.http.predict import Predict
 from serve.http.problems import kind_of, problem, problem_of
 from serve.http.push import Push
 from serve.http.tokens import Tokens
-from serve.jobs import UnknownTaskError
+from serve.jobs import DeadlineError, OverloadedError, UnknownTaskError
 from serve.link import Link
 from serve.replica import Replica
 from serve.settings import ServeSettings
@@ -126,7 +126,9 @@ def _measured(replica: Replica, path: str, endpoint: Endpoint) -> Endpoint:
         except Exception as error:
             response = problem_of(error)
             replica.metrics.errors.labels(kind_of(error)).inc()
-            if response.status_code >= 500:  # noqa: PLR2004
+            # Refusing has to be cheap, and a trace says nothing of why there are too many.
+            is_overload = isinstance(error, (OverloadedError, DeadlineError))
+            if response.status_code >= 500 and not is_overload:  # noqa: PLR2004
                 logger.exception("%s %s failed", request.method, path)
         replica.metrics.requests.labels(path, response.status_code).inc()
         replica.metrics.request_seconds.observe(time.monotonic() - began_s)
