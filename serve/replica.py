@@ -30,6 +30,7 @@ from export.bundle import (
 )
 from models.pictures import load_picture
 from serve import gates, signature_gate
+from serve.access_log import AccessLog
 from serve.adapted import AdapterError
 from serve.batcher import Batcher
 from serve.devices import choose_device
@@ -102,6 +103,7 @@ class Replica:
         )
         self._loader.adapters.connect(self.batcher.wake, self._is_pinned)
         self.decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self.access_log = AccessLog(settings.access_log) if settings.access_log else None
         # One push at a time is examined, so that a burst of them leaves the cores to answers.
         self.examiner = ThreadPoolExecutor(
             1, thread_name_prefix="gates", initializer=_let_answers_go_first
@@ -264,6 +266,8 @@ class Replica:
         self.watcher.stop()
         self.batcher.close()
         self._loader.adapters.close()
+        if self.access_log:
+            self.access_log.close()
         self.decoders.shutdown(wait=False)
         self.examiner.shutdown(wait=False)
 

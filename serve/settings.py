@@ -38,6 +38,11 @@ MIN_TOKEN_LENGTH = 32
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
+def _log_file(file: str) -> str:
+    """As a store: replicas run elsewhere."""
+    return file if file in {"", "-"} else _absolute(file)
+
+
 def _absolute(store: str) -> str:
     """A folder is meant from where the command was typed; replicas run elsewhere."""
     return store if "://" in store else str(Path(store).expanduser().absolute())
@@ -153,6 +158,9 @@ class ServeSettings(BaseSettings):
     )
     webhook_url: Annotated[str, Field(pattern="^(https?://.+)?$")] = Field(
         "", description="Gets a POST when a rollout is ended by rule."
+    )
+    access_log: Annotated[str, AfterValidator(_log_file)] = Field(
+        "", description="File that gets a line of JSON for each request; - is standard error."
     )
     swap_hold_s: PositiveFloat = Field(1.0, description="Longest pause of one task during a swap.")
     swap_stage_s: PositiveFloat = Field(

@@ -32,6 +32,7 @@ from serve.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 
+MAX_LOGGED = 128  # characters of what a caller chooses
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -120,21 +121,40 @@ def _measured(replica: Replica, path: str, endpoint: Endpoint) -> Endpoint:
     """Count and time every answer, and turn errors into problems."""
 
     async def answer(request: Request) -> Response:
-        began_s = time.monotonic()
+        began_s, error_kind = time.monotonic(), None
         try:
             response = await endpoint(request)
         except Exception as error:
             response = problem_of(error)
-            replica.metrics.errors.labels(kind_of(error)).inc()
+            error_kind = kind_of(error)
+            replica.metrics.errors.labels(error_kind).inc()
             # Refusing has to be cheap, and a trace says nothing of why there are too many.
             is_overload = isinstance(error, (OverloadedError, DeadlineError))
             if response.status_code >= 500 and not is_overload:  # noqa: PLR2004
                 logger.exception("%s %s failed", request.method, path)
         replica.metrics.requests.labels(path, response.status_code).inc()
-        replica.metrics.request_seconds.observe(time.monotonic() - began_s)
+        seconds = time.monotonic() - began_s
+        replica.metrics.request_seconds.observe(seconds)
+        if replica.access_log:
+            line = _log_line(request, path, response)
+            replica.access_log.note({**line, "error": error_kind, "seconds": round(seconds, 6)})
         return response
 
     return answer
+
+
+def _log_line(request: Request, path: str, response: Response) -> dict[str, object]:
+    """What is said of a request: nothing of its body, query or token, and of its path the task."""
+    version = response.headers.get("x-headstock-version")
+    return {
+        "request_id": request.headers.get("x-request-id", "")[:MAX_LOGGED] or None,
+        "method": request.method,
+        "route": path,
+        "task": request.path_params.get("task", "")[:MAX_LOGGED] or None,
+        "version": int(version) if version else None,
+        "status": response.status_code,
+        "answer_bytes": len(response.body),
+    }
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
