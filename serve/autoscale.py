@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
     NonNegativeFloat,
@@ -101,7 +101,7 @@ class Observed:
         nodes: Nodes that replicas can run on.
     """
 
-    arrived: Float[np.ndarray, " bins"]
+    arrived: NDArray[np.float64]
     age_s: float
     queued: int
     replicas: int
@@ -143,7 +143,7 @@ def decide(observed: Observed, service: ServiceTime, aim: Aim) -> Decision:
 
 
 def choose(
-    observed: Observed, demand: Float[np.ndarray, " bins"], service: ServiceTime, aim: Aim
+    observed: Observed, demand: NDArray[np.float64], service: ServiceTime, aim: Aim
 ) -> Decision:
     """How many replicas there should be.
 
@@ -196,9 +196,7 @@ def choose(
     )
 
 
-def forecast(
-    arrived: Float[np.ndarray, " bins"], service: ServiceTime, aim: Aim
-) -> Float[np.ndarray, " bins"]:
+def forecast(arrived: NDArray[np.float64], service: ServiceTime, aim: Aim) -> NDArray[np.float64]:
     """Rows a second to be ready for, as seen at each bin: bursts and jumps as they are, and growth.
 
     A bin's forecast looks at no later one, so a longer record only adds to a shorter one.
@@ -244,7 +242,7 @@ def _slack_s(service: ServiceTime, aim: Aim) -> float:
     return max(aim.deadline_s - service.full_s, 0.0)
 
 
-def burst_rates(arrived: Float[np.ndarray, " bins"], slack_s: float) -> Float[np.ndarray, " bins"]:
+def burst_rates(arrived: NDArray[np.float64], slack_s: float) -> NDArray[np.float64]:
     """The capacity, in rows a second, that just answers in time what arrived up to each bin.
 
     Rows that come within a time t are answered in time if they can be served in t and the time that
@@ -263,7 +261,7 @@ def burst_rates(arrived: Float[np.ndarray, " bins"], slack_s: float) -> Float[np
     return rates
 
 
-def _jumps(arrived: Float[np.ndarray, " bins"]) -> Float[np.ndarray, " bins"]:
+def _jumps(arrived: NDArray[np.float64]) -> NDArray[np.float64]:
     """The rate of the last moment where chance does not explain it: a crowd that may stay.
 
     A burst alone asks for less than its rate, as it may wait; a crowd does not end.
@@ -280,9 +278,7 @@ def _jumps(arrived: Float[np.ndarray, " bins"]) -> Float[np.ndarray, " bins"]:
     return np.where(is_jump, recent / JUMP_S, 0.0)
 
 
-def _growth(
-    arrived: Float[np.ndarray, " bins"], trend: int, startup_s: float
-) -> Float[np.ndarray, " bins"]:
+def _growth(arrived: NDArray[np.float64], trend: int, startup_s: float) -> NDArray[np.float64]:
     """Rows a second that come on top while a replica starts, if the rate grows as it did.
 
     One standard deviation of the difference between two counts is taken for chance.
@@ -294,7 +290,7 @@ def _growth(
     return more / (trend * BIN_S) ** 2 * startup_s
 
 
-def _sums(counts: Float[np.ndarray, " bins"], bins: int) -> Float[np.ndarray, " bins"]:
+def _sums(counts: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
     """The rows of the last so many bins, at each bin."""
     total = np.concatenate([np.zeros(bins + 1), np.cumsum(counts)])
     return total[bins + 1 :] - total[1:-bins]
