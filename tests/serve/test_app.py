@@ -35,7 +35,7 @@ for listens_on, settings in json.loads(sys.argv[1]):
 @pytest.mark.timeout(600)
 def test_a_setting_that_says_loopback_does_not_hide_a_service_for_all() -> None:
     """It would ask nobody for a token; in a RayService two places say where it listens."""
-    cases = [
+    cases: list[tuple[str, dict[str, str]]] = [
         (EVERYWHERE, {}),
         (EVERYWHERE, {"host": EVERYWHERE}),
         (EVERYWHERE, {"host": "10.0.0.1"}),
