@@ -406,7 +406,10 @@ class Batcher:
             return False
         self._forget(work.job)
         self._started[work.job] = work
-        self._metrics.queue_seconds.observe(time.monotonic() - work.job.queued_at)
+        now_s = time.monotonic()
+        self._metrics.queue_seconds.observe(now_s - work.job.queued_at)
+        if work.job.timeline:
+            work.job.timeline.steps.append(("queue", work.job.queued_at, now_s))
         return True
 
     def _weight_of(self, task: str) -> float:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from serve.engine import LiveHead, Snapshot
 from serve.settings import REQUEST_TIMEOUT_S
+from serve.timeline import Timeline
 
 Inputs = Sequence[NDArray[np.uint8]] | Sequence[NDArray[np.float32]]
 
@@ -117,6 +118,7 @@ class Job:
         cost_taken: What its units that were taken cost, in pictures.
         caller: Who asks, as far as is known; one caller gets one side of a canary.
         is_stable: A candidate has failed it: what is live beside that answers instead.
+        timeline: Where its steps are noted, if it is traced.
     """
 
     inputs: Inputs
@@ -130,6 +132,7 @@ class Job:
     caller: str = ""
     may_ask: Callable[[str], bool] = any_task
     is_stable: bool = False
+    timeline: Timeline | None = None
 
     def tasks_of(self, live: Iterable[str]) -> Iterable[str]:
         """The tasks that are asked, of those that are live if none are named."""

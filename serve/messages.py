@@ -179,13 +179,18 @@ AnyChange = Change | Pushes | KeyRequest | TokenRequest
 
 @dataclass(frozen=True)
 class Swapped:
-    """A change that is live everywhere, with the versions of tasks that it made, if any."""
+    """A change that is live everywhere, with the versions of tasks that it made, if any.
+
+    Args:
+        phases_s: How long stage, hold, commit and flip took.
+    """
 
     changes: tuple[TaskChange, ...]
     stage_ms: float
     hold_ms: float
     replicas: int
     is_repeat: bool = False
+    phases_s: tuple[float, ...] = ()
 
     @property
     def change(self) -> TaskChange | None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,7 @@ from serve.references import stored_files
 from serve.settings import ServeSettings
 from serve.sizing import largest_batch
 from serve.store import StoreError, ask_until_answered
+from serve.timeline import CURRENT
 from serve.trust import SignedBy
 from serve.watcher import StageError, Watcher
 
@@ -103,6 +104,7 @@ class Replica:
         )
         self._loader.adapters.connect(self.batcher.wake, self._is_pinned)
         self.decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self.tracing = _tracing(name)
         self.access_log = AccessLog(settings.access_log) if settings.access_log else None
         # One push at a time is examined, so that a burst of them leaves the cores to answers.
         self.examiner = ThreadPoolExecutor(
@@ -156,6 +158,7 @@ class Replica:
         """
         done: Future[list[list[Answer]]] = Future()
         job = Job([], tasks, deadline_s, done, caller=caller, may_ask=may_ask)
+        job.timeline = CURRENT.get()
         try:
             self.batcher.expect(job, len(pictures))
         except OverloadedError as error:
@@ -268,6 +271,8 @@ class Replica:
         self._loader.adapters.close()
         if self.access_log:
             self.access_log.close()
+        if self.tracing:
+            self.tracing.close()
         self.decoders.shutdown(wait=False)
         self.examiner.shutdown(wait=False)
 
@@ -281,9 +286,12 @@ class Replica:
     ) -> None:
         if job.done.cancelled():  # the caller has gone
             return
+        began_s = time.monotonic()
         try:
             job.inputs = [self.decode(data) for data in pictures]
             job.queued_at = time.monotonic()
+            if job.timeline:
+                job.timeline.steps.append(("decode", began_s, job.queued_at))
             self.batcher.submit(job)
         # Whatever it is, it is this request's answer; a thread of a pool has nobody to tell.
         except Exception as error:  # noqa: BLE001
@@ -313,6 +321,16 @@ class Replica:
             self.engine.features(pictures)
             seconds.append(time.perf_counter() - began_s)
         return statistics.median(seconds)
+
+
+def _tracing(name: str) -> Any:
+    """Spans, where OpenTelemetry's variables say where to send them."""
+    endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    if not any(os.environ.get(endpoint) for endpoint in endpoints):
+        return None
+    from serve.tracing import Tracing  # noqa: PLC0415 (imports the SDK)
+
+    return Tracing(name)
 
 
 def _let_answers_go_first() -> None:

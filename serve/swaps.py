@@ -12,6 +12,7 @@ import logging
 import secrets
 import time
 from datetime import UTC, datetime
+from itertools import pairwise
 
 from serve import protocol
 from serve.headlog import HeadLog
@@ -137,6 +138,7 @@ class Swaps:
             stage_ms=1000 * (held_s - began_s),
             hold_ms=1000 * (ended_s - held_s),
             replicas=len(self._state.members),
+            phases_s=tuple(end_s - start_s for start_s, end_s in pairwise(times_s)),
         )
 
     async def follow(self, record: Record) -> None:

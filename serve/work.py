@@ -131,14 +131,19 @@ def run_units(engine: Engine, units: Sequence[tuple[Work, Unit]]) -> Ran:
         began_s = time.monotonic()
         scores = engine.run(inputs, rows)
         trunk_s = engine.trunk_s
-        head_s = time.monotonic() - began_s - trunk_s
+        ended_s = time.monotonic()
+        head_s = ended_s - began_s - trunk_s
+        _note(pictures, ("trunk", began_s, began_s + trunk_s))
+        _note(pictures, ("head", began_s + trunk_s, ended_s))
         _give(pictures, scores)
     if features:
         inputs, rows = _side_by_side(features)
         began_s = time.monotonic()
         scores = engine.run_features(inputs, rows)
-        head_s += time.monotonic() - began_s
+        ended_s = time.monotonic()
+        head_s += ended_s - began_s
         num_rows += len(rows)
+        _note(features, ("head", began_s, ended_s))
         _give(features, scores)
     return Ran(num_pictures, num_rows, trunk_s, head_s)
 
@@ -150,6 +155,13 @@ def _side_by_side(units: Sequence[tuple[Work, Unit]]) -> tuple[NDArray[Any], lis
         rows.extend(work.rows(unit, len(inputs)))
         inputs.extend(work.job.inputs[place] for place in unit.inputs)
     return np.stack(inputs), rows
+
+
+def _note(units: Sequence[tuple[Work, Unit]], step: tuple[str, float, float]) -> None:
+    """A step of every request of a batch that is traced."""
+    for timeline in {id(work): work.job.timeline for work, _ in units}.values():
+        if timeline:
+            timeline.steps.append(step)
 
 
 def _give(units: Sequence[tuple[Work, Unit]], scores: Sequence[Scores]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -12,11 +13,13 @@ from starlette.requests import Request
 
 from serve.http.problems import RequestError
 from serve.link import Link, LinkError
-from serve.messages import AnyChange, Outcome, Refused
+from serve.messages import AnyChange, Outcome, Refused, Swapped
+from serve.timeline import CURRENT, step
 
 MAX_COMMAND_BYTES = 64 * 2**10
 FIELD_NAMES: dict[int | str, str] = {0: "task", 1: "idempotency-key"}  # of what is given by place
 CONDUCTOR_TRIES = 10
+PHASES = ("stage", "hold", "commit", "flip")
 CONDUCTOR_RETRY_S = 0.5
 
 
@@ -35,14 +38,28 @@ async def change_by(link: Link, change: AnyChange, *, limit_s: float) -> Outcome
         LinkError: the conductor cannot be reached.
     """
     asking = asyncio.ensure_future(_ask(link, change))
-    done, _ = await asyncio.wait({asking}, timeout=limit_s)
+    with step("swap"):
+        done, _ = await asyncio.wait({asking}, timeout=limit_s)
     if done:
-        return asking.result()
+        _note_phases(outcome := asking.result())
+        return outcome
     return Refused(
         "unavailable",
         f"The change is not decided after {limit_s:g} s, and may still be made. Ask again with the "
         f"idempotency key {change.key!r}: it is made once.",
     )
+
+
+def _note_phases(outcome: Outcome) -> None:
+    """The phases of a swap that has just ended, as steps of the request that asked for it."""
+    timeline = CURRENT.get()
+    if timeline is None or not isinstance(outcome, Swapped):
+        return
+    ended_s = time.monotonic()
+    # A change that was made before, by the same key, has no phases.
+    for name, took_s in zip(PHASES[::-1], outcome.phases_s[::-1], strict=False):
+        timeline.steps.append((name, ended_s - took_s, ended_s))
+        ended_s -= took_s
 
 
 async def _ask(link: Link, change: AnyChange) -> Outcome:

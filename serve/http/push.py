@@ -26,6 +26,7 @@ from serve.messages import AnyChange, Change, Outcome, Pushes, Refused
 from serve.proposal import Proposal, propose
 from serve.record import LogView, Verdict
 from serve.replica import Replica
+from serve.timeline import step
 
 T = TypeVar("T")
 COMPARE_TRIES = 10  # of pushes that are made at once one is live after each round of gates
@@ -154,7 +155,8 @@ class Push:
 
     async def _examine(self, gates: Callable[..., T], *arguments: object) -> T:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._replica.examiner, gates, *arguments)
+        with step("gates"):
+            return await loop.run_in_executor(self._replica.examiner, gates, *arguments)
 
 
 def _wanted(request: Request, bundle: Bundle, task: str, *, share: float | None = None) -> Wanted:

@@ -122,6 +122,8 @@ def _measured(replica: Replica, path: str, endpoint: Endpoint) -> Endpoint:
 
     async def answer(request: Request) -> Response:
         began_s, error_kind = time.monotonic(), None
+        tracing = replica.tracing
+        span = tracing.begin(request.method, path, request.headers) if tracing else None
         try:
             response = await endpoint(request)
         except Exception as error:
@@ -133,6 +135,9 @@ def _measured(replica: Replica, path: str, endpoint: Endpoint) -> Endpoint:
             if response.status_code >= 500 and not is_overload:  # noqa: PLR2004
                 logger.exception("%s %s failed", request.method, path)
         replica.metrics.requests.labels(path, response.status_code).inc()
+        if span:
+            trace = tracing.end(span, response.status_code, error_kind)
+            response.headers["traceresponse"] = trace
         seconds = time.monotonic() - began_s
         replica.metrics.request_seconds.observe(seconds)
         if replica.access_log:
@@ -146,6 +151,7 @@ def _measured(replica: Replica, path: str, endpoint: Endpoint) -> Endpoint:
 def _log_line(request: Request, path: str, response: Response) -> dict[str, object]:
     """What is said of a request: nothing of its body, query or token, and of its path the task."""
     version = response.headers.get("x-headstock-version")
+    trace = response.headers.get("traceresponse", "")
     return {
         "request_id": request.headers.get("x-request-id", "")[:MAX_LOGGED] or None,
         "method": request.method,
@@ -154,6 +160,7 @@ def _log_line(request: Request, path: str, response: Response) -> dict[str, obje
         "version": int(version) if version else None,
         "status": response.status_code,
         "answer_bytes": len(response.body),
+        "trace_id": trace.split("-")[1] if trace else None,
     }
 
 
