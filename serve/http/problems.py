@@ -30,6 +30,7 @@ from serve.residency import AdaptersTooLargeError
 from serve.store import StoreError
 
 RETRY_AFTER_S = 1
+PROBLEM = "application/problem+json"
 TITLES = {
     400: "Malformed request",
     401: "Not known here",
@@ -110,4 +111,4 @@ def problem(status: int, detail: str, **more: object) -> JSONResponse:
     """`application/problem+json` with what was wrong and what was expected."""
     body = {"type": "about:blank", "title": TITLES[status], "status": status, "detail": detail}
     headers = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else {}  # noqa: PLR2004
-    return JSONResponse({**body, **more}, status, headers, media_type="application/problem+json")
+    return JSONResponse({**body, **more}, status, headers, media_type=PROBLEM)

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from serve.access import Action
+from serve.http import pages
 from serve.http.access import Access, caller_in
 from serve.http.admin import Admin
 from serve.http.audit import Audit
@@ -61,7 +62,7 @@ def http_app(replica: Replica, link: Link) -> Starlette:
 
         return Route(path, _measured(replica, path, admitted), methods=[method])
 
-    return Starlette(
+    app = Starlette(
         routes=[
             route("POST", "/predict/{task}", "predict", predict.one_task),
             route("POST", "/predict", "predict", predict.many_tasks),
@@ -86,12 +87,18 @@ def http_app(replica: Replica, link: Link) -> Starlette:
             route("GET", "/bundles/{digest}", "read", audit.bundle),
             route("GET", "/log", "admin", audit.log),
             route("GET", "/metrics", "metrics", admin.metrics),
+            route("GET", "/openapi.json", "open", pages.schema),
+            route("GET", "/docs", "open", pages.page),
+            route("GET", "/docs/rapidoc-min.js", "open", pages.script),
             route("GET", "/v2/health/live", "open", live),
             route("GET", "/v2/health/ready", "open", ready),
         ],
         exception_handlers={HTTPException: _no_route},
         middleware=_around(replica.settings),
     )
+    # A slash at the end makes another path, which is not there: nobody is sent elsewhere.
+    app.router.redirect_slashes = False
+    return app
 
 
 def _around(settings: ServeSettings) -> list[Middleware]:

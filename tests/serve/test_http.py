@@ -353,7 +353,9 @@ def test_an_unknown_task_is_not_found_and_the_closest_are_named(client: HttpClie
     assert "no task 'shape'. The closest names are: shapes" in several
 
 
-@pytest.mark.parametrize("path", ["/", "/nothing", "/predict/a/b", "/tasks/colours/nothing"])
+@pytest.mark.parametrize(
+    "path", ["/", "/nothing", "/predict/a/b", "/tasks/colours/nothing", "/tasks/"]
+)
 def test_an_unknown_path_is_not_found(client: HttpClient, path: str) -> None:
     """As a problem like all others."""
     assert path in problem(client.get(path), 404)
