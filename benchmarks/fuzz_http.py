@@ -39,7 +39,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
 )
 
-from benchmarks.fuzz_cases import Sent, changes, frames, predictions, reads
+from benchmarks.fuzz_cases import Frame, Sent, changes, frames, predictions, reads
 from benchmarks.report import Figure, arguments, finish, note
 from serve.http.openapi import openapi
 
@@ -158,14 +158,18 @@ class Fuzzer:
             return
         self._add(what, began_s, response.status_code, response.text, response.headers)
 
-    def _send_frame(self, frame: bytes) -> None:
+    def _send_frame(self, frame: Frame) -> None:
         """Bytes, and then nothing more; the answer, if there is one, ends with the connection."""
-        began_s = time.monotonic()
-        told = exchange(self._url, frame, timeout_s=2 * SLOW_S)
+        what, began_s = f"frame {frame.data[:40]!r}", time.monotonic()
+        try:
+            told = exchange(self._url, frame.data, timeout_s=2 * SLOW_S)
+        except TimeoutError as error:
+            self._add_broken(what, began_s, error)
+            return
         status = int(told[9:12]) if told[:7] == b"HTTP/1." and told[9:12].isdigit() else 0
         text = told.decode("latin-1")
         headers = {"retry-after": ""} if "retry-after" in text.lower() else {}
-        self._add(f"frame {frame[:40]!r}", began_s, status, text, headers)
+        self._add(what, began_s, status, text, headers)
 
     def _add(
         self, what: str, began_s: float, status: int, text: str, headers: Mapping[str, str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -24,10 +25,8 @@ METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 @pytest.mark.slow
 def test_no_malformed_request_harms_the_service(tmp_path: Path) -> None:
     """Each gets an answer that is listed, and the service goes on."""
-    with served(tmp_path) as (url, _):
-        fuzzer = Fuzzer(url)
+    with served(tmp_path) as (url, _), closing(Fuzzer(url)) as fuzzer:
         fuzzer.run(NUM_CASES, first_seed=7)
-        fuzzer.close()
         is_ready = httpx.get(f"{url}/v2/health/ready").is_success
 
     assert fuzzer.tally.statuses.total() >= NUM_CASES
@@ -57,9 +56,8 @@ def test_an_answer_that_is_none_is_noticed(fault: str, monkeypatch: pytest.Monke
     """Each kind by its own name."""
     answer, says = FAULTS[fault]
     monkeypatch.setattr(fuzz_http, "SLOW_S", 10.0 if fault != "an answer that is late" else 0.03)
-    with listening(Starlette(routes=[Route("/{path:path}", answer, methods=METHODS)])) as url:
-        fuzzer = Fuzzer(url)
+    app = Starlette(routes=[Route("/{path:path}", answer, methods=METHODS)])
+    with listening(app) as url, closing(Fuzzer(url)) as fuzzer:
         fuzzer.run(60)
-        fuzzer.close()
 
     assert any(says in problem for problem in fuzzer.tally.problems), fuzzer.tally.problems
