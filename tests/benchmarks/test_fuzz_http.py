@@ -23,6 +23,7 @@ METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a minute on a quiet machine
 def test_no_malformed_request_harms_the_service(tmp_path: Path) -> None:
     """Each gets an answer that is listed, and the service goes on."""
     with served(tmp_path) as (url, _), closing(Fuzzer(url)) as fuzzer:
