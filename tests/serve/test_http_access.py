@@ -23,7 +23,13 @@ from tests.serve.oracle import Heads
 from tests.serve.test_http import png_of, problem
 
 ADMIN = {"authorization": f"Bearer {'a' * 64}"}
-OPEN = {"/v2/health/live", "/v2/health/ready"}
+OPEN = {
+    "/docs",
+    "/docs/rapidoc-min.js",
+    "/openapi.json",
+    "/v2/health/live",
+    "/v2/health/ready",
+}
 DOCS = (Path(__file__).parents[2] / "docs" / "access.md").read_text()
 
 
@@ -60,7 +66,9 @@ def filled(path: str) -> str:
     return path.format(task="pets", key_id="0" * 64, token_id="0" * 12, digest="0" * 64)
 
 
-def test_every_route_but_health_asks_for_a_token(fleet: LocalFleet, http: HttpClient) -> None:
+def test_every_route_but_health_and_docs_asks_for_a_token(
+    fleet: LocalFleet, http: HttpClient
+) -> None:
     """Whatever routes there are: none is open by default."""
     found = routes(fleet)
     answers = {(m, p): http.request(m, filled(p)) for m, p in found}
