@@ -208,3 +208,23 @@ def test_small_batches_say_nothing_of_large_ones_unless_they_are_faster() -> Non
         door.see_run(1.0, 0.0005)
 
     assert door._run_pace.seconds == pytest.approx(0.0005, rel=0.05)
+
+
+def test_the_batch_that_runs_now_is_ahead() -> None:
+    """It may be a full one, and it has to end first."""
+    door = admission(batch_cost=4.0)
+    running = job(30.0)
+    assert let_in(door, running)
+    running.cost_taken = 1.0
+
+    assert not let_in(door, job(0.055))
+    assert let_in(door, job(0.1))
+
+
+def test_a_request_has_to_be_decoded_itself() -> None:
+    """Ten pictures at 2 ms, though no decoder is busy."""
+    door = admission(picture_s=0.0001)
+    assert let_in(door, job(30.0))
+
+    assert not let_in(door, job(0.015, pictures=10, decoded=False))
+    assert let_in(door, job(0.015, pictures=10))
