@@ -114,6 +114,7 @@ def test_who_asks_too_often_is_slowed_down_evenly() -> None:
 def test_without_a_conductor_each_replica_counts_for_itself() -> None:
     """Also one that had no share of the traffic before; and nothing is owed when it is back."""
     world = World(2, rate_per_s=10.0)
+    world.go_on(5, 10.0, [1.0, 1.0])
     world.go_on(20, 10.0, [1.0, 0.0])
     world.is_up = False
     world.go_on(2 * SILENT_S, 100.0, [0.0, 1.0])
