@@ -175,6 +175,16 @@ def test_a_crowd_is_met_by_its_rate_at_once() -> None:
     assert decide(observed, SERVICE, AIM).demand >= 40.0
 
 
+def test_what_waits_too_long_is_answered_while_new_replicas_start() -> None:
+    """Four replicas answer 12.8 rows/s, and a row may wait 1.75 s; the rest goes within 30 s."""
+    calm = steady(10.0, replicas=4)
+    behind = decide(replace(calm, queued=500), SERVICE, AIM)
+
+    more = behind.demand - decide(calm, SERVICE, AIM).demand
+    assert more == pytest.approx((500 - 12.8 * 1.75) / 30)
+    assert behind.rule == "queue"
+
+
 def test_what_was_needed_within_a_start_is_kept() -> None:
     """Down again only once the busiest moment is a start-up delay ago."""
     quiet, busy = np.full(2 * MINUTE, 1.0), np.full(MINUTE, 8.0)
