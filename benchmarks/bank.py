@@ -17,7 +17,7 @@ from serve.engine import Engine, LiveHead, Row
 from serve.headlog import HeadLog
 from serve.loading import HeadLoader
 from serve.record import LogView
-from serve.replica import load_engine
+from serve.trunks import load_engine
 
 NUM_TASKS = 10_000
 BATCH = 32

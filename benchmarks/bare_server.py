@@ -25,7 +25,7 @@ from serve.engine import LiveHead, Row
 from serve.headlog import HeadLog
 from serve.http.predict import result_of
 from serve.record import LogView
-from serve.replica import load_engine
+from serve.trunks import load_engine
 
 
 def main(store: str, task: str) -> None:

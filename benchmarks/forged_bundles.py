@@ -38,9 +38,10 @@ from serve.messages import Change, Refused
 from serve.onnx_session import Device
 from serve.proposal import propose
 from serve.record import LogView, Record, TaskChange, fold
-from serve.replica import Replica, store_trunk
+from serve.replica import Replica
 from serve.settings import ServeSettings
 from serve.signature_gate import check_signature
+from serve.trunks import store_trunk
 from serve.trust import KeyChange
 
 KINDS: Sequence[Kind] = (*forged_zips.KINDS, *forged_signatures.KINDS, *forged_graphs.KINDS)
@@ -121,7 +122,7 @@ class Court:
             bundle = Bundle.of_zip(data)
         except BundleError as error:
             return "bundle", str(error)
-        verdicts, signed = self.replica.admit(bundle, task)
+        verdicts, signed = self.replica.admit(bundle, task, self.replica.engine)
         if not verdicts[-1].passed:
             return verdicts[-1].gate, verdicts[-1].reason
         change = Change(task, "new", bundle.digest, bundle.manifest.labels, signed=signed)

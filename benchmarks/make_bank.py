@@ -18,7 +18,7 @@ from benchmarks.report import note
 from export.bundle import CARD, GOLDEN, HEAD, Bundle, TrunkManifest, read_trunk_folder
 from serve.headlog import HeadLog
 from serve.record import LogView, Record, TaskChange
-from serve.replica import store_trunk
+from serve.trunks import store_trunk
 
 MIN_LABELS, MAX_LABELS = 2, 100
 REST = {GOLDEN: b"not read by serving", CARD: b"not read by serving"}

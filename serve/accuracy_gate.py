@@ -53,10 +53,10 @@ def right_answers(contenders: Sequence[Contender], sample: Heldout) -> list[NDAr
         pictures = sample.pictures[start : start + BATCH]
         labels = sample.labels[start : start + BATCH]
         # The trunk runs once for all that start from the same.
-        given = {one.takes: one for one in contenders}
-        outputs = {takes: one.start(pictures) for takes, one in given.items()}
+        given = {(one.engine, one.takes): one for one in contenders}
+        outputs = {start: one.start(pictures) for start, one in given.items()}
         for place, one in enumerate(contenders):
-            logits = _logits(one, outputs[one.takes])
+            logits = _logits(one, outputs[one.engine, one.takes])
             is_finite = np.isfinite(logits).all(axis=1)
             right[place].append(is_finite & (logits.argmax(axis=1) == labels))
     return [np.concatenate(parts) for parts in right]

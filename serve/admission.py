@@ -90,6 +90,10 @@ class Admission:
         self._jobs[job] = None
         job.done.add_done_callback(lambda _: self._jobs.pop(job, None))
 
+    def change_trunk(self, *, batch_cost: float, picture_s: float) -> None:
+        """Another trunk runs from here on, at a pace of its own; see the class."""
+        self._batch_cost, self._run_pace = batch_cost, Pace(picture_s)
+
     def see_run(self, cost: float, seconds: float) -> None:
         """A batch of this cost took so long, with all that lies between it and the next."""
         a_picture_s = seconds / cost

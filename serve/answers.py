@@ -130,6 +130,18 @@ class DryRunTogether(TypedDict):
     versions: list[WouldMakeOne]
 
 
+class TrunkSwapped(SwappedTogether):
+    """A trunk that went live, and the versions of all tasks that did with it."""
+
+    trunk: Digest
+
+
+class TrunkDryRun(DryRunTogether):
+    """What the gates say of a trunk with its bundles, none of which was made live."""
+
+    trunk: Digest
+
+
 class Signer(TypedDict):
     """Which key signed, and when."""
 
@@ -248,7 +260,7 @@ class Diff(TypedDict):
     metrics: dict[str, Any]
     packages: dict[str, Any]
     weights: dict[str, Any]
-    golden: dict[str, Any]
+    golden: dict[str, Any] | None
 
 
 class Use(TypedDict):
@@ -367,6 +379,13 @@ class Rollback(TypedDict, total=False):
 
     to: Version | None
     expected: Version | None
+    message: str
+
+
+class TrunkRollback(TypedDict, total=False):
+    """What is expected to be served; all of it may be left out."""
+
+    expected: Digest | None
     message: str
 
 

@@ -11,23 +11,26 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 
 import numpy as np
 
 from serve.admission import Admission
 from serve.comparisons import Comparison, Comparisons
-from serve.engine import Engine, Snapshot
+from serve.engine import Snapshot
 from serve.jobs import (
     Answer,
     FeaturesOnlyError,
     Job,
+    OtherTrunkError,
     StoppingError,
     UndecidedError,
     no_head_of,
 )
 from serve.metrics import Metrics
-from serve.residency import AdaptersTooLargeError, AllResident, Residency
+from serve.residency import AdaptersTooLargeError
+from serve.running import RunningTrunk
 from serve.schedule import Schedule
 from serve.work import FEATURES_COST, Unit, Work, run_units
 
@@ -36,47 +39,50 @@ logger = logging.getLogger(__name__)
 CLOSE_S = 10.0
 
 
+def _cannot_decode(job: Job) -> None:
+    job.fail(OtherTrunkError())
+
+
 class Batcher:
     """The queue, its worker, and the pointers to what is live.
 
     Args:
-        max_pictures: What fits into a batch, in pictures through the trunk.
         max_queued: Requests that may wait, for their decoding too; one more is refused.
-        picture_s: Time that one picture takes in a batch of that size.
         decode_threads: Pictures that are decoded at once.
-        residency: Keeps what heads need in memory.
+        decode_anew: Asked, under the lock, to make the inputs of a waiting job fit the trunk, and
+            then to `resume` it.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        trunk: RunningTrunk,
         snapshot: Snapshot,
         metrics: Metrics,
         *,
-        max_pictures: int,
         max_queued: int,
-        picture_s: float = 0.0,
         decode_threads: int = 1,
-        residency: Residency | None = None,
+        decode_anew: Callable[[Job], None] = _cannot_decode,
     ) -> None:
-        self._engine, self._snapshot, self._metrics = engine, snapshot, metrics
-        self._batch_cost, self._max_queued = float(max_pictures), max_queued
-        self._residency = residency or AllResident()
-        self._schedule = Schedule(self._weight_of, picture_s=picture_s)
+        # What is served, and what the worker runs: the same but for a moment of a change.
+        self._trunk = self._running = trunk
+        self._snapshot, self._metrics = snapshot, metrics
+        self._max_queued, self._decode_anew = max_queued, decode_anew
+        self._schedule = Schedule(self._weight_of, picture_s=trunk.picture_s)
         self.admission = Admission(
             self._weight_of,
             max_waiting=max_queued,
-            batch_cost=self._batch_cost,
-            picture_s=picture_s,
+            batch_cost=float(trunk.max_pictures),
+            picture_s=trunk.picture_s,
             decode_threads=decode_threads,
         )
-        self.comparisons = Comparisons(engine)
+        self.comparisons = Comparisons(trunk.engine)
         metrics.waiting.set_function(lambda: self.admission.num_waiting)
         self._changed = threading.Condition()
         # Every job is in one of the two from its arrival to its end; dicts, as sets with an order.
         self._waiting: dict[Job, None] = {}
         self._started: dict[Job, Work] = {}
         self._absent: set[Job] = set()  # those that wait for what is not in memory
+        self._unfit: set[Job] = set()  # those that wait to be decoded for another trunk
         self._held: frozenset[str] = frozenset()
         self._is_undecided = False
         self._is_open = False  # until the conductor has admitted this replica, nothing starts
@@ -90,6 +96,11 @@ class Batcher:
     def snapshot(self) -> Snapshot:
         """What is live here now."""
         return self._snapshot
+
+    @property
+    def trunk(self) -> RunningTrunk:
+        """What is served here now."""
+        return self._trunk
 
     @property
     def is_alive(self) -> bool:
@@ -114,6 +125,7 @@ class Batcher:
         Raises:
             UnknownTaskError: no such task is live, nor about to be.
             RetiredTaskError: it was, and is retired.
+            OtherTrunkError: its inputs were made for another trunk, and cannot be made anew.
             OverloadedError: see `expect`, which is not asked twice.
             UndecidedError: see there.
             StoppingError: see there.
@@ -128,11 +140,17 @@ class Batcher:
             if job not in self.admission:
                 self.expect(job, len(job.inputs))
             self._forget_gone()
-            self._waiting[job] = None
-            if not is_held:
-                self._schedule.add(job)
+            self._wait(job)
             self._changed.notify_all()
         return job.done
+
+    def resume(self, job: Job) -> None:
+        """A job that waited to be decoded anew may go on."""
+        with self._changed:
+            self._unfit.discard(job)
+            if job in self._waiting:
+                self._wait(job)
+            self._changed.notify_all()
 
     def set_open(self, *, is_open: bool) -> None:
         """Start answering, once this replica has been admitted; or let everything wait.
@@ -161,10 +179,18 @@ class Batcher:
                 lambda: not any(job.touches(self._held) for job in self._started), timeout_s
             )
 
-    def flip(self, snapshot: Snapshot) -> None:
-        """Move the pointers and end the hold, in one step."""
+    def flip(self, snapshot: Snapshot, trunk: RunningTrunk | None = None) -> None:
+        """Move the pointers and end the hold, in one step.
+
+        Args:
+            trunk: What takes the place of the trunk that is served, with all its heads. What waits
+                and does not fit it is decoded anew; the other is closed after its last batch.
+        """
         with self._changed:
             self._snapshot = snapshot
+            if trunk is not None:
+                self._trunk = trunk
+                self._must_start_anew = True
             self._absent.clear()  # the new heads may be in memory
             self._end_hold()
 
@@ -215,9 +241,20 @@ class Batcher:
             if work.units:
                 self._schedule.add(job, is_first=job.touches(self._held))
         for job in self._waiting:
-            if job not in self._absent and not job.touches(self._held):
+            if not (job in self._absent or job in self._unfit or job.touches(self._held)):
                 self._schedule.add(job)
         self._changed.notify_all()
+
+    def _wait(self, job: Job) -> None:
+        """Let a job wait for its turn, or for inputs that the trunk takes."""
+        self._waiting[job] = None
+        if not job.fits(self._trunk.engine.manifest):
+            self._unfit.add(job)
+            self._decode_anew(job)
+            if job.done.done():  # it cannot be
+                self._forget(job)
+        elif not job.touches(self._held):
+            self._schedule.add(job)
 
     def _refuse_unknown(self, job: Job) -> None:
         # A held task may be about to get its first head: its rows wait for the outcome instead.
@@ -239,20 +276,21 @@ class Batcher:
         # It may still be in the schedule, and is passed over there.
         del self._waiting[job]
         self._absent.discard(job)
+        self._unfit.discard(job)
 
     def _work(self) -> None:
         while (batch := self._next_batch()) is not None:
             if isinstance(batch, Comparison):
                 self.comparisons.run(batch)
                 with self._changed:
-                    self._residency.unpin(batch.sides)
+                    self._running.residency.unpin(batch.sides)
             else:
                 self._run(batch)
 
     def _run(self, batch: list[tuple[Work, Unit]]) -> None:
         started_at = time.monotonic()
         try:
-            ran = run_units(self._engine, batch)
+            ran = run_units(self._running.engine, batch)
         # Whatever goes wrong in one batch is its requests' answer, and the worker goes on.
         except Exception as error:
             logger.exception("a batch failed")
@@ -310,16 +348,32 @@ class Batcher:
                 self._wait_again(job)
         if self._must_start_anew:
             self._must_start_anew = False
-            for job in list(self._started):
+            started = list(self._started)
+            for job in started:
                 self._end(job)
+            self._change_trunk()
+            for job in started:
                 self._wait_again(job)
             self._queue_all()
 
+    def _change_trunk(self) -> None:
+        """Run what is served from here on; no batch is under way, and no job has started."""
+        if self._running is self._trunk:
+            return
+        old, self._running = self._running, self._trunk
+        new = self._running
+        self._schedule.picture_s = new.picture_s
+        self.admission.change_trunk(batch_cost=float(new.max_pictures), picture_s=new.picture_s)
+        self.comparisons.change_trunk(new.engine)
+        for job in list(self._waiting):
+            if job not in self._unfit and not job.fits(new.engine.manifest):
+                self._wait(job)
+        # What it waits for may wait for this lock.
+        threading.Thread(target=old.close, name="closing", daemon=True).start()
+
     def _wait_again(self, job: Job) -> None:
         job.cost_taken = 0.0
-        self._waiting[job] = None
-        if not job.touches(self._held):
-            self._schedule.add(job)
+        self._wait(job)
 
     def _see(self, work: Work) -> None:
         """Note what a job that has ended says of the candidates of its tasks."""
@@ -342,26 +396,27 @@ class Batcher:
             return None
         comparison = self.comparisons.take()
         try:
-            return comparison if self._residency.pin(comparison.sides) else None
+            return comparison if self._running.residency.pin(comparison.sides) else None
         except AdaptersTooLargeError:
             return None
 
     def _end(self, job: Job) -> None:
-        self._residency.unpin(self._started.pop(job).heads)
+        self._running.residency.unpin(self._started.pop(job).heads)
         self._changed.notify_all()
 
     def _choose(self) -> list[tuple[Work, Unit]]:
         """Take units up to the cost of a batch, starting jobs on the way."""
         batch: list[tuple[Work, Unit]] = []
         cost = 0.0
-        self._schedule.begin(self._batch_cost)
-        while cost < self._batch_cost and (job := self._schedule.peek()) is not None:
+        batch_cost = float(self._running.max_pictures)
+        self._schedule.begin(batch_cost)
+        while cost < batch_cost and (job := self._schedule.peek()) is not None:
             work = self._started.get(job) or self._prepare(job)
             if work is None:
                 self._schedule.drop()
                 continue
             unit = work.units[0]
-            if batch and cost + unit.cost > self._batch_cost:
+            if batch and cost + unit.cost > batch_cost:
                 break
             if job not in self._started and not self._start(work):
                 self._schedule.drop()
@@ -382,7 +437,7 @@ class Batcher:
         heads = self._snapshot.heads
         try:
             live = [heads[task] for task in job.tasks_of(heads)]
-            work = Work(job, live, batch_cost=self._batch_cost)
+            work = Work(job, live, batch_cost=float(self._running.max_pictures))
         except KeyError as error:  # it waited for a head that did not come
             job.fail(no_head_of(error.args[0], self._snapshot))
         except FeaturesOnlyError as error:
@@ -396,7 +451,7 @@ class Batcher:
     def _start(self, work: Work) -> bool:
         """Whether all is in memory; if so, the job is in flight from now on."""
         try:
-            is_there = self._residency.pin(work.heads)
+            is_there = self._running.residency.pin(work.heads)
         except AdaptersTooLargeError as error:
             self._forget(work.job)
             work.fail(error)

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from export.bundle import TRUNK_MANIFEST, BundleError
 from serve import (
     cli_audit,
     cli_keys,
@@ -139,8 +140,9 @@ def push(
     bundles: Annotated[
         list[Path],
         typer.Argument(
-            metavar="BUNDLE...",
-            help="Bundle folder or zip; several, one for each task, go live in one moment.",
+            metavar="[TRUNK] BUNDLE...",
+            help="Bundle folder or zip; several, one for each task, go live in one moment. After "
+            "the folder of a new trunk: a bundle of every live task, made for it.",
         ),
     ],
     task: Annotated[str | None, typer.Option(help="Task; the bundle's own unless given.")] = None,
@@ -164,23 +166,37 @@ def push(
     token: Token = "",
     as_json: AsJson = False,
 ) -> None:
-    """Make a bundle live on every replica, or several at once; returns when they are."""
+    """Make a bundle live on every replica, or several at once, or a new trunk with all its heads.
+
+    Returns when they are.
+    """
     signer = cli_keys.read_private_key(key) if key else None
     try:
         with (
             Client(server, token=token) as client,
             notes.status("asking" if dry_run else "pushing"),
         ):
-            pushed = client.push(
-                bundles[0] if len(bundles) == 1 else bundles,
-                task=task,
-                message=message,
-                new_labels=new_labels,
-                canary=parse_share(canary),
-                shadow=shadow,
-                dry_run=dry_run,
-                sign_with=signer,
-            )
+            if (bundles[0] / TRUNK_MANIFEST).is_file():
+                _refuse_options(task=task, canary=canary, shadow=shadow)
+                pushed = client.push_trunk(
+                    bundles[0],
+                    bundles[1:],
+                    message=message,
+                    new_labels=new_labels,
+                    dry_run=dry_run,
+                    sign_with=signer,
+                )
+            else:
+                pushed = client.push(
+                    bundles[0] if len(bundles) == 1 else bundles,
+                    task=task,
+                    message=message,
+                    new_labels=new_labels,
+                    canary=parse_share(canary),
+                    shadow=shadow,
+                    dry_run=dry_run,
+                    sign_with=signer,
+                )
     except ClientError as error:
         if dry_run and error.gates:
             _show_gates({"dry_run": True, "gates": error.gates}, as_json=as_json)
@@ -209,6 +225,17 @@ def retire(
     with Client(server, token=token) as client:
         retired = client.retire(task, expected=expected, message=message)
     show_swap("retired", retired, as_json=as_json)
+
+
+def _refuse_options(**options: object) -> None:
+    """What is given for one task says nothing of a trunk.
+
+    Raises:
+        BundleError: one of the options is given.
+    """
+    for name, value in options.items():
+        if value:
+            raise BundleError(f"--{name} is for one bundle; a trunk goes live with all its heads.")
 
 
 def _show_gates(asked: dict[str, Any], *, as_json: bool) -> None:

@@ -204,6 +204,7 @@ def _sides_table(found: dict[str, Any]) -> Table:
     row("when (UTC)", _when(a), _when(b))
     row("message", a["message"], b["message"])
     row("kind", _kind(a), _kind(b))
+    row("trunk", short(a["trunk"]), short(b["trunk"]))
     row("bytes", f"{a['size_bytes']:,}", f"{b['size_bytes']:,}")
     row("data", a["data"]["name"], b["data"]["name"])
     row("data fingerprint", a["data"]["sha256"][:12], b["data"]["sha256"][:12])
@@ -218,19 +219,21 @@ def _sides_table(found: dict[str, Any]) -> Table:
 
 def _diff_lines(found: dict[str, Any]) -> list[str]:
     """Labels, weights and answers, in words."""
-    labels, weights, golden = found["labels"], found["weights"], found["golden"]
+    labels, weights = found["labels"], found["weights"]
     told = [f"added {', '.join(labels['added'])}"] if labels["added"] else []
     told += [f"removed {', '.join(labels['removed'])}"] if labels["removed"] else []
     told += ["in another order"] if labels["reordered"] else []
     distance = weights["distance"]
     moved = "no distance" if distance is None else f"moved by {distance:.3g} of their norm"
-    agreement = f"{golden['agreement']:.1%} of {golden['pictures']} get the same label"
-    largest = f"the largest change of a score is {golden['largest_score_change']:.3f}"
     lines = [
         f"labels: {'; '.join(told) or 'the same'}",
         f"weights: {moved} ({weights['reason']})",
-        f"golden pictures: {agreement}; {largest}",
     ]
+    if (golden := found["golden"]) is None:
+        return [*lines, "golden pictures: not compared, as not both are for the trunk now served"]
+    agreement = f"{golden['agreement']:.1%} of {golden['pictures']} get the same label"
+    largest = f"the largest change of a score is {golden['largest_score_change']:.3f}"
+    lines.append(f"golden pictures: {agreement}; {largest}")
     for one in golden["changed"][:MAX_CHANGED]:
         a, b = one["a"], one["b"]
         lines.append(

@@ -40,17 +40,25 @@ def promote(
 
 
 def rollback(
-    task: Task,
+    task: Annotated[str | None, typer.Argument(help="Task.")] = None,
     to: Annotated[int | None, typer.Option(help="Version; the one before unless given.")] = None,
     expected: Expected = None,
+    trunk: Annotated[
+        bool, typer.Option("--trunk", help="The trunk before, with the heads that it had.")
+    ] = False,
     message: Message = "",
     server: Server = DEFAULT_SERVER,
     token: Token = "",
     as_json: AsJson = False,
 ) -> None:
-    """Make an older bundle live again, as a new version; a rollout ends."""
+    """Make an older bundle live again, as a new version; a rollout ends. Or the trunk before."""
+    if trunk != (task is None) or (trunk and (to or expected)):
+        raise ValueError("Expected one of: a task, with --to and --expected; or --trunk alone.")
     with Client(server, token=token) as client:
-        rolled_back = client.rollback(task, to=to, expected=expected, message=message)
+        if task is None:
+            rolled_back = client.rollback_trunk(message=message)
+        else:
+            rolled_back = client.rollback(task, to=to, expected=expected, message=message)
     show_swap("rolled back", rolled_back, as_json=as_json)
 
 

@@ -14,10 +14,18 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from export.bundle import HELDOUT, MANIFEST, Bundle, BundleError
+from export.bundle import (
+    HELDOUT,
+    MANIFEST,
+    TRUNK_MANIFEST,
+    Bundle,
+    BundleError,
+    read_trunk_folder,
+)
 from export.sign import sign
 from serve.client_calls import path
 from serve.client_sending import Ask, Steps
+from serve.references import stored_files
 
 
 def push(
@@ -52,13 +60,11 @@ def push(
         ClientError: a gate said no, or another reason.
         BundleError: it is no bundle.
     """
-    params: dict[str, str | float] = {"message": message, "new_labels": str(new_labels).lower()}
+    params = _push_parameters(message, new_labels=new_labels, dry_run=dry_run)
     if canary is not None:
         params["canary"] = canary
     if shadow:
         params["shadow"] = "true"
-    if dry_run:
-        params["dry_run"] = "true"
     if isinstance(bundle, Bundle | Path):
         task, data = _ready(bundle, task, sign_with)
         where, headers = path("tasks", task, "versions"), _headers(key, "application/zip")
@@ -67,6 +73,41 @@ def push(
         raise BundleError("Several bundles go to the tasks that they were made for.")
     files = [_file(*_ready(one, None, sign_with)) for one in bundle]
     return (yield Ask("POST", "/versions", params=params, files=files, headers=_headers(key)))
+
+
+def push_trunk(
+    trunk: Path,
+    bundles: Sequence[Bundle | Path],
+    *,
+    message: str = "",
+    new_labels: bool = False,
+    dry_run: bool = False,
+    key: str | None = None,
+    sign_with: Ed25519PrivateKey | None = None,
+) -> Steps[dict[str, Any]]:
+    """Put a new trunk in place of the one that is served, with a bundle of every live task.
+
+    All of it goes live in one moment, and no request fails meanwhile.
+
+    Args:
+        trunk: Its folder.
+        bundles: Made for this trunk: of every task that is live, and of others if you like.
+        new_labels: See `push`.
+        dry_run: Only ask the gates, and say what would be made.
+        key: Makes repeated pushes one change; a new one for each call if it is not given.
+        sign_with: See `push`.
+
+    Raises:
+        ClientError: a live task has no bundle, a gate said no, or another reason.
+        BundleError: it is no trunk, or one of the bundles is none.
+    """
+    manifest, present = read_trunk_folder(trunk)
+    names = (TRUNK_MANIFEST, *stored_files(manifest))
+    contents = {**present, TRUNK_MANIFEST: (trunk / TRUNK_MANIFEST).read_bytes()}
+    files = [("trunk", (name, contents[name], "application/octet-stream")) for name in names]
+    files += [_file(*_ready(one, None, sign_with)) for one in bundles]
+    params = _push_parameters(message, new_labels=new_labels, dry_run=dry_run)
+    return (yield Ask("POST", "/trunks", params=params, files=files, headers=_headers(key)))
 
 
 def promote(
@@ -98,6 +139,19 @@ def rollback(
     """
     command = {"to": to, "expected": expected, "message": message}
     return (yield _command("POST", path("tasks", task, "rollback"), command))
+
+
+def rollback_trunk(*, expected: str | None = None, message: str = "") -> Steps[dict[str, Any]]:
+    """Serve the trunk again that was served before, with the bundles that were live on it.
+
+    Args:
+        expected: Refuse unless this trunk is served.
+
+    Raises:
+        ClientError: the service said no.
+    """
+    command = {"expected": expected, "message": message}
+    return (yield _command("POST", "/trunks/rollback", command))
 
 
 def retire(task: str, *, expected: int | None = None, message: str = "") -> Steps[dict[str, Any]]:
@@ -214,6 +268,16 @@ def _ready(
     if sign_with is not None:
         bundle = sign(bundle, sign_with, task=task, signed_at=datetime.now(UTC))
     return task, bundle.to_zip()
+
+
+def _push_parameters(
+    message: str, *, new_labels: bool, dry_run: bool
+) -> dict[str, str | int | float]:
+    asked: dict[str, str | int | float] = {
+        "message": message,
+        "new_labels": str(new_labels).lower(),
+    }
+    return asked | ({"dry_run": "true"} if dry_run else {})
 
 
 def _file(task: str, data: bytes) -> tuple[str, tuple[str, bytes, str]]:

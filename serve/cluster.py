@@ -106,6 +106,7 @@ class ConductorActor:
                 cluster=cluster,
                 hold_s=checked.swap_hold_s,
                 stage_s=checked.swap_stage_s,
+                trunk_stage_s=checked.trunk_stage_s,
                 may_differ=checked.may_differ,
             )
         )

@@ -81,6 +81,11 @@ class Comparisons:
         pause_s = self._last_s / (IDLE_SHARE if is_idle else BUSY_SHARE)
         return max(0.0, self._ended_s + pause_s - time.monotonic())
 
+    def change_trunk(self, engine: Engine) -> None:
+        """Compare on another trunk from here on; what waits was of the one before."""
+        self._engine = engine
+        self._waiting.clear()
+
     def take(self) -> Comparison:
         """The next one."""
         return self._waiting.popleft()

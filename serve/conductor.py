@@ -45,6 +45,7 @@ class Conductor:
         cluster: The same for every conductor of this cluster, and no other's.
         hold_s: The replicas' longest hold; the swap is given up a little earlier.
         stage_s: Longest wait for all replicas to load a bundle.
+        trunk_stage_s: Longest wait for all replicas to load a trunk with its heads.
         may_differ: Whether changes are made though another cluster answers too; it then follows
             within a second, and until then its callers get older answers.
     """
@@ -57,6 +58,7 @@ class Conductor:
         cluster: str,
         hold_s: float,
         stage_s: float,
+        trunk_stage_s: float,
         may_differ: bool = False,
     ) -> None:
         self._log, self._cluster = log, cluster
@@ -75,6 +77,7 @@ class Conductor:
             writer=self._name,
             hold_s=hold_s,
             stage_s=stage_s,
+            trunk_stage_s=trunk_stage_s,
         )
         self._one_at_a_time = asyncio.Lock()
         self._under_way: dict[AnyChange, asyncio.Task[Outcome]] = {}
@@ -146,6 +149,7 @@ class Conductor:
                     signing_keys=proposed.signing_keys,
                     tokens=proposed.tokens,
                     heldout=proposed.heldout,
+                    trunk=proposed.trunk,
                     idempotency_key=change.key,
                     message=change.message,
                     who=change.who,

@@ -85,6 +85,8 @@ def show_swap(what: str, swapped: dict[str, Any], *, as_json: bool) -> None:
         print_json(swapped)
         return
     swap = swapped["swap"]
+    if "trunk" in swapped:
+        out.print(f"trunk {short(swapped['trunk'])} is {what} on {swap['replicas']} replicas")
     for made in swapped.get("versions", [swapped]):
         out.print(
             f"{made['task']} version {made['version']} is {what} on {swap['replicas']} replicas: "

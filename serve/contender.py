@@ -30,7 +30,7 @@ class Contender:
     """
 
     def __init__(self, bundle: Bundle, engine: Engine) -> None:
-        self.head, self._engine = load_head(bundle, engine.device), engine
+        self.head, self.engine = load_head(bundle, engine.device), engine
         self._graph: AdaptedGraph | None = None
         self._slot: dict[str, NDArray[np.float32]] = {}
         if entry := bundle.manifest.adapter:
@@ -51,8 +51,8 @@ class Contender:
     def start(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What the trunk gives for it, of pictures uint8 [batch, size, size, 3]."""
         if self.takes == "features":
-            return self._engine.features(pictures)
-        return self._engine.prefix(pictures)
+            return self.engine.features(pictures)
+        return self.engine.prefix(pictures)
 
     def head_inputs(self, given: NDArray[np.float32]) -> NDArray[np.float32]:
         """What its graph takes, of what `start` gives: features that its adapter has changed."""

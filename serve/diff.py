@@ -19,8 +19,11 @@ from serve.heads import HeadOutputError, graph_file, score
 Weights = Mapping[str, NDArray[Any]]
 
 
-def diff(a: Bundle, b: Bundle, engine: Engine) -> dict[str, dict[str, Any]]:
+def diff(a: Bundle, b: Bundle, engine: Engine) -> dict[str, Any]:
     """Everything that tells two bundles apart, as JSON.
+
+    What they say of golden pictures (`golden`) is None unless both are for the trunk that is
+    served.
 
     Raises:
         GateError: one of them cannot be loaded.
@@ -32,7 +35,7 @@ def diff(a: Bundle, b: Bundle, engine: Engine) -> dict[str, dict[str, Any]]:
         "metrics": _metrics(a, b),
         "packages": _packages(a, b),
         "weights": weights_distance(_weights(a), _weights(b)),
-        "golden": _golden(a, b, engine),
+        "golden": _golden(a, b, engine) if _are_for(engine, a, b) else None,
     }
 
 
@@ -71,6 +74,7 @@ def _about(bundle: Bundle) -> dict[str, Any]:
     manifest, origin = bundle.manifest, bundle.manifest.provenance
     return {
         "bundle": bundle.digest,
+        "trunk": manifest.trunk,
         "kind": manifest.kind,
         "adapter": manifest.adapter.model_dump() if manifest.adapter else None,
         "size_bytes": sum(entry.size_bytes for entry in manifest.files.values()),
@@ -119,6 +123,10 @@ def _weights(bundle: Bundle) -> Weights:
     if ADAPTER in bundle.files:
         weights |= {f"{ADAPTER}: {n}": w for n, w in load(bundle.files[ADAPTER]).items()}
     return weights
+
+
+def _are_for(engine: Engine, *bundles: Bundle) -> bool:
+    return all(bundle.manifest.trunk == engine.manifest.digest for bundle in bundles)
 
 
 def _golden(a: Bundle, b: Bundle, engine: Engine) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 import numpy as np
 from numpy.typing import NDArray
 
+from export.bundle import TrunkManifest
 from serve.engine import LiveHead, Snapshot
 from serve.settings import REQUEST_TIMEOUT_S
 from serve.timeline import Timeline
@@ -50,6 +51,16 @@ class FeaturesOnlyError(Exception):
     def __init__(self, task: str) -> None:
         super().__init__(
             f"Task {task!r} has layers of its own before its features; send it the picture."
+        )
+
+
+class OtherTrunkError(Exception):
+    """A request brings what was made for one trunk, and another is served by now."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The trunk was changed while this request waited, and what it brings was made for the "
+            "one before. Ask for the model's metadata again, and send what the trunk takes now."
         )
 
 
@@ -119,6 +130,8 @@ class Job:
         caller: Who asks, as far as is known; one caller gets one side of a canary.
         is_stable: A candidate has failed it: what is live beside that answers instead.
         timeline: Where its steps are noted, if it is traced.
+        encoded: The pictures as they came, if they can be decoded anew for another trunk.
+        made_for: The trunk that the inputs were decoded or computed for; None: for any.
     """
 
     inputs: Inputs
@@ -133,6 +146,17 @@ class Job:
     may_ask: Callable[[str], bool] = any_task
     is_stable: bool = False
     timeline: Timeline | None = None
+    encoded: Sequence[bytes] = ()
+    made_for: TrunkManifest | None = None
+
+    def fits(self, trunk: TrunkManifest) -> bool:
+        """Whether its inputs are what a trunk takes: pictures of its size, or its own features."""
+        if self.made_for is None or self.made_for is trunk:
+            return True
+        if self.has_features:
+            return self.made_for.digest == trunk.digest
+        mine, theirs = self.made_for.preprocessing, trunk.preprocessing
+        return (mine.size_px, mine.resize_px) == (theirs.size_px, theirs.resize_px)
 
     def tasks_of(self, live: Iterable[str]) -> Iterable[str]:
         """The tasks that are asked, of those that are live if none are named."""

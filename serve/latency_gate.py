@@ -54,13 +54,13 @@ def check_latency(
     Raises:
         GateError: they take more than `max_slowdown` times as long, in every attempt.
     """
-    mine = _answers(bundle)
+    mine = _answers(bundle, engine)
     if live is None:
         found = _text(_measure_sizes(mine, _plain(engine, len(bundle.head.labels)), engine))
         return f"answers take {found} the time of a plain head; nothing is live to be slower than"
     slowdowns: list[Slowdown] = []
     for _ in range(ATTEMPTS):
-        slowdowns = _measure_sizes(mine, _answers(live), engine)
+        slowdowns = _measure_sizes(mine, _answers(live, engine), engine)
         if not any(s.ratio > max_slowdown and s.added_s > NEGLIGIBLE_S for s in slowdowns):
             found = _text(slowdowns)
             return f"answers take {found} the time of what is live; at most {max_slowdown:g} x"
@@ -86,10 +86,7 @@ def _text(slowdowns: list[Slowdown]) -> str:
 
 def measure(first: Answerer, second: Answerer, engine: Engine, *, batch: int) -> Slowdown:
     """Run both in turn, so that what else the machine does meets both."""
-    size_px = engine.manifest.preprocessing.size_px
-    pictures = np.random.default_rng(0).integers(
-        0, 256, (batch, size_px, size_px, 3), dtype=np.uint8
-    )
+    pictures = _some_pictures(engine, batch)
     # Sessions run in the thread that calls them, so its CPU time is theirs, whoever else waits for
     # a core. Of a GPU it tells nothing.
     clock = time.thread_time if engine.device == "cpu" else time.perf_counter
@@ -111,8 +108,18 @@ def measure(first: Answerer, second: Answerer, engine: Engine, *, batch: int) ->
     return Slowdown(batch, ratio, second_s / batch, added_s / batch)
 
 
-def _answers(contender: Contender) -> Answerer:
-    return lambda pictures: contender.logits(contender.start(pictures))
+def _answers(contender: Contender, engine: Engine) -> Answerer:
+    """What answers pictures as that engine takes them, or as many of its own trunk's size."""
+    if contender.engine is engine:
+        return lambda pictures: contender.logits(contender.start(pictures))
+    mine = {batch: _some_pictures(contender.engine, batch) for batch in (ONE, SEVERAL)}
+    return lambda pictures: contender.logits(contender.start(mine[len(pictures)]))
+
+
+def _some_pictures(engine: Engine, batch: int) -> NDArray[np.uint8]:
+    size_px = engine.manifest.preprocessing.size_px
+    shape = (batch, size_px, size_px, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def _plain(engine: Engine, num_labels: int) -> Answerer:

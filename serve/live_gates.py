@@ -23,6 +23,7 @@ def compare(
     sample: bytes | None,
     grounds: Grounds,
     engine: Engine,
+    live_engine: Engine,
     *,
     task: str,
     allow_new_labels: bool,
@@ -30,18 +31,27 @@ def compare(
     """Run the gates that compare, up to the first that says no.
 
     Args:
+        engine: The trunk that the bundle is for.
+        live_engine: The trunk that is served, mostly the same.
         bundle: One that passed `gates.admit`.
         live: The bundle of `grounds.live`, if there is one.
         sample: The blob of `grounds.heldout`, if there is one.
     """
     contender = Contender(bundle, engine)
-    other = Contender(live, engine) if live else None
+    other = Contender(live, live_engine) if live else None
 
     def accuracy() -> str:
         if other is None:
             raise GateSkippedError("nothing is live to compare with")
         if grounds.has_new_labels:
             raise GateSkippedError("the labels change, so what is live answers another question")
+        mine, theirs = engine.manifest.preprocessing, live_engine.manifest.preprocessing
+        if (mine.size_px, mine.resize_px) != (theirs.size_px, theirs.resize_px):
+            raise GateSkippedError(
+                f"the new trunk takes pictures of {mine.size_px} px, out of {mine.resize_px}, and "
+                f"the one that is served of {theirs.size_px} px, out of {theirs.resize_px}: no "
+                "sample is decoded for both"
+            )
         if sample is None:
             raise GateSkippedError(
                 "the task has no held-out sample to compare on; set one with "

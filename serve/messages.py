@@ -15,7 +15,7 @@ from serve.grounds import Grounds
 from serve.metrics import Report
 from serve.protocol import NO_ACK, Ack, Phase, ReplicaId
 from serve.rates import Spent
-from serve.record import Record, TaskChange, Text, Verdict
+from serve.record import Record, TaskChange, Text, TrunkChange, Verdict
 from serve.rollout import Trial
 from serve.task_settings import Asked
 from serve.trust import KeyChange, SignedBy
@@ -124,14 +124,35 @@ class Pushes:
         pushes: Of each task one.
         key: Idempotency key of all together, as in `Change`; those of the pushes say nothing.
         who: As in `Change`.
+        trunk: What goes live with them in place of the trunk that is served.
 
     Raises:
         ValidationError: see `Change`.
     """
 
-    pushes: Annotated[tuple[Change, ...], Field(min_length=1)]
+    pushes: tuple[Change, ...]
     key: Annotated[Text, Field(min_length=1, max_length=MAX_KEY_LENGTH)]
     message: Annotated[Text, Field(max_length=MAX_MESSAGE_LENGTH)] = ""
+    who: str = ""
+    trunk: TrunkChange | None = None
+
+
+@checked_dataclass(frozen=True)
+class TrunkRollback:
+    """Back to the trunk that was served before, with the bundles that were live on it then.
+
+    Args:
+        key: Idempotency key, as in `Change`.
+        expected: Refuse unless this trunk is served.
+        who: As in `Change`.
+
+    Raises:
+        ValidationError: see `Change`.
+    """
+
+    key: Annotated[Text, Field(min_length=1, max_length=MAX_KEY_LENGTH)]
+    message: Annotated[Text, Field(max_length=MAX_MESSAGE_LENGTH)] = ""
+    expected: Digest | None = None
     who: str = ""
 
 
@@ -174,12 +195,12 @@ class TokenRequest:
     who: str = ""
 
 
-AnyChange = Change | Pushes | KeyRequest | TokenRequest
+AnyChange = Change | Pushes | TrunkRollback | KeyRequest | TokenRequest
 
 
 @dataclass(frozen=True)
 class Swapped:
-    """A change that is live everywhere, with the versions of tasks that it made, if any.
+    """A change that is live everywhere, with the versions of tasks and the trunk that it made.
 
     Args:
         phases_s: How long stage, hold, commit and flip took.
@@ -191,6 +212,7 @@ class Swapped:
     replicas: int
     is_repeat: bool = False
     phases_s: tuple[float, ...] = ()
+    trunk: TrunkChange | None = None
 
     @property
     def change(self) -> TaskChange | None:

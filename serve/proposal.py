@@ -17,6 +17,7 @@ from serve.messages import (
     Refused,
     Swapped,
     TokenRequest,
+    TrunkRollback,
 )
 from serve.record import (
     Candidate,
@@ -26,10 +27,12 @@ from serve.record import (
     SettingsChange,
     TaskChange,
     TaskVersion,
+    TrunkChange,
     Verdict,
 )
 from serve.repeats import repeated, touched
 from serve.task_settings import DEFAULTS
+from serve.trunk_proposal import is_for_served_trunk, trunk_refusal, trunk_rollback
 from serve.trust import (
     SHORT_ID,
     KeyChange,
@@ -52,6 +55,7 @@ class Proposal:
     tokens: tuple[TokenChange, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
     heldout: tuple[HeldoutChange, ...] = ()
+    trunk: TrunkChange | None = None
 
 
 def propose(view: LogView, change: AnyChange, now: datetime) -> Proposal | Refused | Swapped:
@@ -68,6 +72,13 @@ def propose(view: LogView, change: AnyChange, now: datetime) -> Proposal | Refus
         return _trust_or_revoke(view, change)
     if isinstance(change, Pushes):
         return _push_all(view, change, now)
+    if isinstance(change, TrunkRollback):
+        back = trunk_rollback(view, change.expected)
+        return back if isinstance(back, Refused) else Proposal(trunk=back[0], changes=back[1])
+    return _of_one_task(view, change, now)
+
+
+def _of_one_task(view: LogView, change: Change, now: datetime) -> Proposal | Refused:
     last = view.last(change.task)
     if change.expected is not None and change.expected != (last.change.version if last else 0):
         standing = f"version {last.change.version}" if last else "no version"
@@ -89,11 +100,13 @@ def propose(view: LogView, change: AnyChange, now: datetime) -> Proposal | Refus
 
 def _push_all(view: LogView, asked: Pushes, now: datetime) -> Proposal | Refused:
     """What all pushes say in one record, or why some cannot be made."""
+    if asked.trunk and (refused := trunk_refusal(view, asked.trunk, asked.pushes)):
+        return refused
     made: list[Proposal] = []
     refusals: dict[str, Refused] = {}
     for push in asked.pushes:
         assert push.bundle is not None
-        proposed = _push(view, push, push.bundle, now)
+        proposed = _push(view, push, push.bundle, now, asked.trunk)
         if isinstance(proposed, Refused):
             refusals[push.task] = proposed
         else:
@@ -107,11 +120,18 @@ def _push_all(view: LogView, asked: Pushes, now: datetime) -> Proposal | Refused
         changes=tuple(change for proposal in made for change in proposal.changes),
         heldout=tuple(sample for proposal in made for sample in proposal.heldout),
         verdicts=tuple(verdict for proposal in made for verdict in proposal.verdicts),
+        trunk=asked.trunk,
     )
 
 
-def _push(view: LogView, change: Change, bundle: Digest, now: datetime) -> Proposal | Refused:
-    last, grounds = view.last(change.task), grounds_of(view, change.task, change.labels)
+def _push(
+    view: LogView,
+    change: Change,
+    bundle: Digest,
+    now: datetime,
+    new_trunk: TrunkChange | None = None,
+) -> Proposal | Refused:
+    last, grounds = view.last(change.task), grounds_of(view, change.task, change.labels, new_trunk)
     if last and last.change.candidate:
         return Refused(
             "conflict",
@@ -158,8 +178,16 @@ def overtaken(change: AnyChange, foreign: Iterable[Record]) -> Refused | None:
     for record in foreign:
         if record.idempotency_key == change.key:
             return None
+        is_shared = tasks is None and (record.changes or record.heldout or record.trunk)
+        if is_shared or (record.trunk and tasks):
+            return Refused(
+                "conflict",
+                f"{record.writer} was first: record {record.number} was written while this change "
+                "was on its way, and one of the two is of the trunk, which all tasks share. Look "
+                "at what is live now, and ask again if the change is still meant.",
+            )
         for other in (*record.changes, *record.settings, *record.heldout):
-            if other.task in tasks:
+            if tasks and other.task in tasks:
                 why = f" ({record.message})" if record.message else ""
                 return Refused(
                     "conflict",
@@ -170,9 +198,12 @@ def overtaken(change: AnyChange, foreign: Iterable[Record]) -> Refused | None:
     return None
 
 
-def _tasks_of(change: AnyChange) -> set[str]:
+def _tasks_of(change: AnyChange) -> set[str] | None:
+    """The tasks that a change is about; None for all of them."""
     if isinstance(change, KeyRequest | TokenRequest):
         return set()
+    if isinstance(change, TrunkRollback) or (isinstance(change, Pushes) and change.trunk):
+        return None
     return {push.task for push in (change.pushes if isinstance(change, Pushes) else (change,))}
 
 
@@ -389,7 +420,9 @@ def _roll_back(view: LogView, change: Change) -> Proposal | Refused:
     if not history:
         return _never_pushed(change)
     live = history[-1].change
-    target = _target(history, change.to)
+    target = _target(view, history, change.to)
+    if target is not None and not is_for_served_trunk(view, target):
+        return Refused("conflict", _other_trunk(view, target))
     if target is None:
         known = ", ".join(str(v.change.version) for v in history[-10:] if v.change.bundle)
         asked = f"version {change.to}" if change.to else "earlier bundle"
@@ -409,13 +442,27 @@ def _roll_back(view: LogView, change: Change) -> Proposal | Refused:
     return Proposal(changes=(rollback,))
 
 
-def _target(history: tuple[TaskVersion, ...], to: int | None) -> TaskVersion | None:
-    """The version asked for, else the last before a rollout, or whose bundle is another."""
+def _target(view: LogView, history: tuple[TaskVersion, ...], to: int | None) -> TaskVersion | None:
+    """The version asked for, else the last before a rollout, or whose bundle is another.
+
+    Without a number one that is for the trunk that is served is preferred.
+    """
     bundles = [version for version in history if version.change.bundle]
     if to is not None:
         return next((v for v in bundles if v.change.version == to), None)
     live = history[-1].change
-    alone = (v for v in reversed(bundles) if not v.change.candidate)
+    alone = [v for v in reversed(bundles) if not v.change.candidate]
     if live.candidate:  # back to before the rollout, which has the same bundle
-        return next(alone)
-    return next((v for v in alone if v.change.bundle != live.bundle), None)
+        return alone[0]
+    others = [v for v in alone if v.change.bundle != live.bundle]
+    return next((v for v in others if is_for_served_trunk(view, v)), next(iter(others), None))
+
+
+def _other_trunk(view: LogView, target: TaskVersion) -> str:
+    change, trunk = target.change, view.trunk_at(target.number)
+    assert trunk is not None
+    return (
+        f"Version {change.version} of task {change.task} is for trunk {trunk.trunk}, and another "
+        "is served now; a head fits one trunk only. Push a bundle for the trunk that is served, or "
+        "take the trunk back with all its heads: headstock rollback --trunk."
+    )

@@ -104,10 +104,13 @@ class HeldoutChange(_Entry):
 
 
 class TrunkChange(_Entry):
-    """The trunk that every head of this log fits."""
+    """The trunk that every head fits which is live from here on."""
 
     trunk: Digest
     manifest: Digest = Field(description="digest of the blob that holds trunk.json")
+    pictures: tuple[int, int] | None = Field(
+        None, description="size_px and resize_px: how pictures are decoded for it"
+    )
 
 
 class Record(_Entry):
@@ -208,7 +211,19 @@ class TokenVersion:
     who: str
 
 
-Made = TaskVersion | SettingsVersion | KeyVersion | HeldoutVersion | TokenVersion
+@dataclass(frozen=True, slots=True)
+class TrunkVersion:
+    """A trunk that was served, and the record that made it so."""
+
+    change: TrunkChange
+    number: int
+    written_at: str
+    message: str
+    idempotency_key: str
+    who: str
+
+
+Made = TaskVersion | SettingsVersion | KeyVersion | HeldoutVersion | TokenVersion | TrunkVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +234,7 @@ class LogView:
         number: The last record folded, 0 for an empty log.
         tip: Digest of that record.
         live_number: The last record that is a commit, 0 if there is none.
+        trunks: Every trunk and every set of its variants, oldest first; the last is served.
         tasks: Versions of each task, oldest first; the last is live, unless it retires the task.
         set_tasks: Settings of each task for which something was set, oldest first.
         key_history: What was said of each signing key, by its id, oldest first.
@@ -231,7 +247,7 @@ class LogView:
     number: int = 0
     tip: Digest = ORIGIN
     live_number: int = 0
-    trunk: TrunkChange | None = None
+    trunks: tuple[TrunkVersion, ...] = ()
     tasks: Mapping[str, tuple[TaskVersion, ...]] = field(default_factory=dict)
     set_tasks: Mapping[str, tuple[SettingsVersion, ...]] = field(default_factory=dict)
     key_history: Mapping[str, tuple[KeyVersion, ...]] = field(default_factory=dict)
@@ -244,6 +260,16 @@ class LogView:
     def pen(self) -> str:
         """The cluster whose conductor may write commits; "" if none has said so."""
         return self.epochs[-1] if self.epochs else ""
+
+    @property
+    def trunk(self) -> TrunkChange | None:
+        """The trunk that is served, or None if there is none yet."""
+        return self.trunks[-1].change if self.trunks else None
+
+    def trunk_at(self, number: int) -> TrunkChange | None:
+        """The trunk that was served after a record: what versions of that record were made for."""
+        before = (trunk.change for trunk in reversed(self.trunks) if trunk.number <= number)
+        return next(before, None)
 
     def last(self, task: str) -> TaskVersion | None:
         """The version that a task is at, or None if it was never pushed."""
@@ -269,18 +295,35 @@ class LogView:
         """Every access token that was ever made, by its id, as it is known now."""
         return {token_id: history[-1].change for token_id, history in self.token_history.items()}
 
-    def heldout(self, task: str, labels: tuple[str, ...]) -> HeldoutVersion | None:
-        """The sample for these labels; labels that come back find theirs again."""
-        history = reversed(self.heldouts.get(task, ()))
-        return next((sample for sample in history if sample.change.labels == labels), None)
+    def heldout(
+        self,
+        task: str,
+        labels: tuple[str, ...],
+        trunk: TrunkChange | None,
+        *,
+        until: int | None = None,
+    ) -> HeldoutVersion | None:
+        """The sample for these labels, decoded as for this trunk; what comes back finds its own.
+
+        Args:
+            until: Number of the last record that counts; all do if it is not given.
+        """
+        pictures = trunk.pictures if trunk else None
+        for sample in reversed(self.heldouts.get(task, ())):
+            if until is not None and sample.number > until:
+                continue
+            made_for = self.trunk_at(sample.number)
+            if sample.change.labels == labels and (made_for and made_for.pictures) == pictures:
+                return sample
+        return None
 
     def made_by(self, key: str) -> tuple[Made, ...]:
-        """What an idempotency key made: versions of tasks, else what it set; mostly nothing."""
+        """What an idempotency key made: a trunk and versions of tasks, else what it set."""
         number = self.keys.get(key)
         if number is None:
             return ()
-        versions = (v for v in chain.from_iterable(self.tasks.values()) if v.number == number)
-        if made := tuple(versions):
+        versions = chain(self.trunks, *self.tasks.values())
+        if made := tuple(version for version in versions if version.number == number):
             return made
         others = chain(
             self.set_tasks.values(),
@@ -297,7 +340,7 @@ def fold(view: LogView, records: Iterable[Record]) -> LogView:
     Raises:
         HeadLogError: a number is skipped or repeated, or a record does not name its predecessor.
     """
-    number, tip, live_number, trunk = view.number, view.tip, view.live_number, view.trunk
+    number, tip, live_number, trunks = view.number, view.tip, view.live_number, view.trunks
     tasks, set_tasks, keys = dict(view.tasks), dict(view.set_tasks), dict(view.keys)
     key_history, token_history = dict(view.key_history), dict(view.token_history)
     heldouts, epochs = dict(view.heldouts), view.epochs
@@ -308,7 +351,8 @@ def fold(view: LogView, records: Iterable[Record]) -> LogView:
             epochs = (*epochs, record.epoch)
         if record.kind == "abort":
             continue
-        live_number, trunk = number, record.trunk or trunk
+        live_number = number
+        trunks += _trunk_versions(record)
         for change in record.changes:
             tasks[change.task] = (*tasks.get(change.task, ()), _version(record, change))
         for setting in record.settings:
@@ -328,7 +372,7 @@ def fold(view: LogView, records: Iterable[Record]) -> LogView:
         number,
         tip,
         live_number,
-        trunk,
+        trunks,
         tasks,
         set_tasks,
         key_history,
@@ -370,6 +414,10 @@ def _token_version(record: Record, change: TokenChange) -> TokenVersion:
 
 def _heldout_version(record: Record, change: HeldoutChange) -> HeldoutVersion:
     return HeldoutVersion(change, *_origin(record))
+
+
+def _trunk_versions(record: Record) -> tuple[TrunkVersion, ...]:
+    return (TrunkVersion(record.trunk, *_origin(record)),) if record.trunk else ()
 
 
 def _origin(record: Record) -> tuple[int, str, str, str, str]:

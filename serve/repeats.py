@@ -6,10 +6,10 @@ from serve.messages import (
     AnyChange,
     Change,
     KeyRequest,
-    Pushes,
     Refused,
     Swapped,
     TokenRequest,
+    TrunkRollback,
 )
 from serve.record import (
     HeldoutChange,
@@ -21,6 +21,7 @@ from serve.record import (
     TaskChange,
     TaskVersion,
     TokenVersion,
+    TrunkVersion,
 )
 
 
@@ -28,7 +29,8 @@ def repeated(made: tuple[Made, ...], change: AnyChange) -> Swapped | Refused:
     """The same key gives the same answer, unless it is used for something else."""
     if _is_made_by(made, change):
         versions = tuple(one.change for one in made if isinstance(one, TaskVersion))
-        return Swapped(versions, stage_ms=0.0, hold_ms=0.0, replicas=0, is_repeat=True)
+        trunk = next((one.change for one in made if isinstance(one, TrunkVersion)), None)
+        return Swapped(versions, stage_ms=0.0, hold_ms=0.0, replicas=0, is_repeat=True, trunk=trunk)
     did = ", ".join(_did(one) for one in made)
     return Refused(
         "conflict",
@@ -37,14 +39,17 @@ def repeated(made: tuple[Made, ...], change: AnyChange) -> Swapped | Refused:
 
 
 def _is_made_by(made: tuple[Made, ...], change: AnyChange) -> bool:
-    if not isinstance(change, Pushes):
+    if isinstance(change, Change | KeyRequest | TokenRequest):
         return len(made) == 1 and _made_by_the_same(made[0], change)
+    trunk = made[0].change if isinstance(made[0], TrunkVersion) else None
+    versions = [one.change for one in made if isinstance(one, TaskVersion)]
+    if isinstance(change, TrunkRollback):
+        return trunk is not None and all(did.action == "rollback" for did in versions)
     pushes = {push.task: push for push in change.pushes}
-    return len(made) == len(pushes) and all(
-        isinstance(one, TaskVersion)
-        and one.change.task in pushes
-        and _made_version(one.change, pushes[one.change.task])
-        for one in made
+    return (
+        trunk == change.trunk
+        and {did.task for did in versions} == set(pushes)
+        and all(_made_version(did, pushes[did.task]) for did in versions)
     )
 
 
@@ -62,6 +67,8 @@ def _did(made: Made) -> str:
         return f"changed the trust in key {made.change.name}"
     if isinstance(made, TokenVersion):
         return f"made or revoked token {made.change.name}"
+    if isinstance(made, TrunkVersion):
+        return f"brought trunk {made.change.trunk}"
     return f"{touched(made.change)} of task {made.change.task}"
 
 
@@ -76,7 +83,7 @@ def _made_by_the_same(made: Made, change: Change | KeyRequest | TokenRequest) ->
             return False
         is_same = made.change.is_revoked if change.token is None else made.change == change.token
         return is_same and made.change.token_id == change.token_id
-    if made.change.task != change.task:
+    if isinstance(made, TrunkVersion) or made.change.task != change.task:
         return False
     if isinstance(made, HeldoutVersion):
         return change.bundle is None and made.change.heldout == change.heldout

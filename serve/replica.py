@@ -7,56 +7,45 @@ from __future__ import annotations
 
 import logging
 import os
-import statistics
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import (
-    PRECISION_GRAPHS,
-    TRUNK_ADAPTED,
-    Bundle,
-    Digest,
-    Precision,
-    TrunkManifest,
-    read_trunk_manifest,
-)
+from export.bundle import Bundle, Digest, TrunkManifest
 from models.pictures import load_picture
 from serve import gates, signature_gate
 from serve.access_log import AccessLog
 from serve.adapted import AdapterError
 from serve.batcher import Batcher
-from serve.devices import choose_device
-from serve.engine import Engine, LiveHead
+from serve.devices import DeviceError
+from serve.engine import Engine, LiveHead, Snapshot
 from serve.grounds import Grounds
 from serve.headlog import HeadLog
-from serve.jobs import Answer, Job, OverloadedError, any_task
+from serve.jobs import Answer, Job, OtherTrunkError, OverloadedError, any_task
 from serve.link import Link
 from serve.live_gates import compare
-from serve.loading import HeadLoader
+from serve.loading import LOAD_THREADS
+from serve.memory import MemoryShortError
 from serve.metrics import Metrics
-from serve.onnx_session import Device
-from serve.precision import choose_precision
+from serve.precision import PrecisionError
 from serve.rates import Rates
 from serve.record import LogView, TaskChange, TrunkChange, Verdict
-from serve.references import stored_files
 from serve.settings import ServeSettings
-from serve.sizing import largest_batch
-from serve.store import StoreError, ask_until_answered
+from serve.store import ask_until_answered
 from serve.timeline import CURRENT
+from serve.trunks import ServedTrunk, TrunkBusyError, Trunks
 from serve.trust import SignedBy
-from serve.watcher import StageError, Watcher
+from serve.watcher import StagedTrunk, StageError, Watcher
 
 logger = logging.getLogger(__name__)
 
-BATCH_TRIALS = 5
 NICER = 5
 
 
@@ -83,26 +72,16 @@ class Replica:
         view = ask_until_answered(lambda: log.follow(LogView()))
         if view.trunk is None:
             raise NoTrunkError(f"The store {log.url} has no trunk; start with --trunk FOLDER.")
-        device = choose_device(settings.device)
-        self.engine = load_engine(log, view.trunk, precision=settings.precision, device=device)
-        batch_size, picture_s = self._batch_size()
-        self._loader = HeadLoader(
-            log,
-            self.engine,
-            adapter_memory_bytes=settings.adapter_memory_bytes,
-            picture_s=picture_s,
-        )
+        self.trunks = Trunks(log, settings, view.trunk)
         self.batcher = Batcher(
-            self.engine,
-            self._loader.snapshot(view),
+            self.trunks.served.running,
+            self.trunks.served.loader.snapshot(view),
             self.metrics,
-            max_pictures=batch_size,
             max_queued=settings.max_queued,
-            picture_s=picture_s,
             decode_threads=settings.decode_threads,
-            residency=self._loader.adapters,
+            decode_anew=self._decode_anew,
         )
-        self._loader.adapters.connect(self.batcher.wake, self._is_pinned)
+        self.trunks.connect(self.batcher.wake, self._is_pinned)
         self.decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self.tracing = _tracing(name)
         self.access_log = AccessLog(settings.access_log) if settings.access_log else None
@@ -117,13 +96,21 @@ class Replica:
             view,
             link,
             self.batcher,
+            self.trunks,
             self.stage,
             self.load,
+            self.stage_trunk,
+            self.load_trunk,
             metrics=self.metrics,
             rates=self.rates,
             hold_s=settings.swap_hold_s,
         )
         self.watcher.start()
+
+    @property
+    def engine(self) -> Engine:
+        """The trunk that answers now."""
+        return self.batcher.trunk.engine
 
     def history(self) -> LogView:
         """What the log says now, read anew: never older than any answer given anywhere.
@@ -157,27 +144,25 @@ class Replica:
             Answers as [picture][task], or what `decode` and `Batcher` raise.
         """
         done: Future[list[list[Answer]]] = Future()
-        job = Job([], tasks, deadline_s, done, caller=caller, may_ask=may_ask)
+        job = Job([], tasks, deadline_s, done, caller=caller, may_ask=may_ask, encoded=pictures)
         job.timeline = CURRENT.get()
         try:
             self.batcher.expect(job, len(pictures))
         except OverloadedError as error:
             job.fail(error)
         else:
-            self.decoders.submit(self._decode_and_queue, pictures, job)
+            self.decoders.submit(self._decode_and_queue, job)
         return done
 
-    def decode(self, data: bytes) -> NDArray[np.uint8]:
-        """A picture as the trunk takes it, uint8 [size, size, 3].
+    def decode(self, data: bytes, manifest: TrunkManifest) -> NDArray[np.uint8]:
+        """A picture as a trunk takes it, uint8 [size, size, 3].
 
         Raises:
             PictureError: not a picture, damaged, or too large.
         """
         began_s = time.monotonic()
         picture = load_picture(
-            data,
-            self.engine.manifest.preprocessing,
-            max_pixels=self.settings.max_picture_pixels,
+            data, manifest.preprocessing, max_pixels=self.settings.max_picture_pixels
         )
         seconds = time.monotonic() - began_s
         self.metrics.decode_seconds.observe(seconds)
@@ -192,7 +177,7 @@ class Replica:
         Raises:
             StoreError: the bundle cannot be read.
         """
-        return self._loader.load(change)
+        return self.trunks.served.loader.load(change)
 
     def stage(self, change: TaskChange) -> LiveHead:
         """Fetch what a change pushes, run the gates on it here, load its head.
@@ -205,25 +190,72 @@ class Replica:
         """
         live = self.batcher.snapshot.heads.get(change.task)
         if live is not None:
-            self._loader.keep(live)
-        new = _pushed(change, live)
-        checked = self._checked(change, new) if new else None
+            self.trunks.served.loader.keep(live)
+        return self._stage(change, live, self.trunks.served)
+
+    def stage_trunk(self, trunk: TrunkChange, changes: Sequence[TaskChange]) -> StagedTrunk:
+        """Load a trunk beside the one that is served, and all heads that go live with it.
+
+        Raises:
+            StageError: it does not fit into memory or cannot be loaded, or see `stage`.
+            StoreError: the log or a blob cannot be read.
+        """
         try:
-            return self._loader.load(change, checked)
-        except AdapterError as error:  # there is no memory for it here
+            held = self.trunks.hold(trunk)
+        except (MemoryShortError, TrunkBusyError, PrecisionError, DeviceError) as error:
             raise StageError(str(error)) from error
 
-    def admit(self, bundle: Bundle, task: str) -> tuple[tuple[Verdict, ...], SignedBy | None]:
+        def stage(change: TaskChange) -> LiveHead:
+            try:
+                return self._stage(change, None, held)
+            except StageError as error:
+                raise StageError(f"{change.task}: {error}") from error
+
+        try:
+            with ThreadPoolExecutor(max(LOAD_THREADS, self.log.store.num_readers)) as pool:
+                return StagedTrunk(held, list(pool.map(stage, changes)))
+        except Exception:
+            self.trunks.let_go()
+            raise
+
+    def load_trunk(self, view: LogView) -> tuple[ServedTrunk, Snapshot]:
+        """Load the trunk that a log names, beside the one that is served, and all that is live.
+
+        Raises:
+            StoreError: the log or a blob cannot be read.
+        """
+        assert view.trunk is not None
+        held = self.trunks.hold(view.trunk, must_fit=False)
+        try:
+            return held, held.loader.snapshot(view)
+        except Exception:
+            self.trunks.let_go()
+            raise
+
+    def admit(
+        self, bundle: Bundle, task: str, engine: Engine
+    ) -> tuple[tuple[Verdict, ...], SignedBy | None]:
         """The verdicts of the gates that look at a push alone, and who signed it.
+
+        Args:
+            engine: The trunk that the bundle is to be served on.
 
         Raises:
             StoreError: the log cannot be read.
         """
         keys = self.history().signing_keys
         verdict, signed = signature_gate.admit_signature(bundle, task, keys, datetime.now(UTC))
-        return (verdict, *(self._admit(bundle) if verdict.passed else ())), signed
+        return (verdict, *(self._admit(bundle, engine) if verdict.passed else ())), signed
 
-    def _checked(self, change: TaskChange, digest: Digest) -> Bundle:
+    def _stage(self, change: TaskChange, live: LiveHead | None, trunk: ServedTrunk) -> LiveHead:
+        new = _pushed(change, live)
+        checked = self._checked(change, new, trunk.running.engine) if new else None
+        try:
+            return trunk.loader.load(change, checked)
+        except AdapterError as error:  # there is no memory for it here
+            raise StageError(str(error)) from error
+
+    def _checked(self, change: TaskChange, digest: Digest, engine: Engine) -> Bundle:
         """A pushed bundle that has passed the gates here too, its signature among them."""
         signed = change.signature_of(digest)
         bundle = self.log.get_bundle(digest, signature=signed.envelope if signed else None)
@@ -232,18 +264,29 @@ class Replica:
             signature_gate.check_staged(change, bundle, keys, datetime.now(UTC))
         except gates.GateError as error:
             raise StageError(str(error)) from error
-        refused = [verdict for verdict in self._admit(bundle) if not verdict.passed]
+        refused = [verdict for verdict in self._admit(bundle, engine) if not verdict.passed]
         if refused:
             raise StageError(refused[0].reason)
         return bundle
 
-    def _admit(self, bundle: Bundle) -> tuple[Verdict, ...]:
-        return gates.admit(bundle, self.engine, max_head_bytes=self.settings.max_head_bytes)
+    def _admit(self, bundle: Bundle, engine: Engine) -> tuple[Verdict, ...]:
+        return gates.admit(bundle, engine, max_head_bytes=self.settings.max_head_bytes)
 
     def compare(
-        self, bundle: Bundle, task: str, grounds: Grounds, *, allow_new_labels: bool
+        self,
+        bundle: Bundle,
+        task: str,
+        engine: Engine,
+        live_engine: Engine,
+        grounds: Grounds,
+        *,
+        allow_new_labels: bool,
     ) -> tuple[Verdict, ...]:
         """The verdicts of the gates that compare an admitted bundle with what is live.
+
+        Args:
+            engine: The trunk that the bundle is to be served on.
+            live_engine: The trunk that is served, mostly the same.
 
         Raises:
             StoreError: what is live, or the task's held-out sample, cannot be read.
@@ -253,7 +296,8 @@ class Replica:
             self.log.get_served(grounds.live) if grounds.live else None,
             self.log.get_blob(grounds.heldout) if grounds.heldout else None,
             grounds,
-            self.engine,
+            engine,
+            live_engine,
             task=task,
             allow_new_labels=allow_new_labels,
         )
@@ -261,14 +305,14 @@ class Replica:
     @property
     def is_healthy(self) -> bool:
         """Whether its threads live; a replica that is not is replaced."""
-        threads = (self.batcher, self.watcher, self._loader.adapters)
+        threads = (self.batcher, self.watcher, self.trunks.served.loader.adapters)
         return all(thread.is_alive for thread in threads)
 
     def close(self) -> None:
         """Finish what waits, then stop."""
         self.watcher.stop()
         self.batcher.close()
-        self._loader.adapters.close()
+        self.trunks.close()
         if self.access_log:
             self.access_log.close()
         if self.tracing:
@@ -279,16 +323,12 @@ class Replica:
     def _is_pinned(self, task: str) -> bool:
         return self.batcher.snapshot.settings_of(task).pinned
 
-    def _decode_and_queue(
-        self,
-        pictures: Sequence[bytes],
-        job: Job,
-    ) -> None:
+    def _decode_and_queue(self, job: Job) -> None:
         if job.done.cancelled():  # the caller has gone
             return
         began_s = time.monotonic()
         try:
-            job.inputs = [self.decode(data) for data in pictures]
+            self._decode(job)
             job.queued_at = time.monotonic()
             if job.timeline:
                 job.timeline.steps.append(("decode", began_s, job.queued_at))
@@ -297,30 +337,25 @@ class Replica:
         except Exception as error:  # noqa: BLE001
             job.fail(error)
 
-    def _batch_size(self) -> tuple[int, float]:
-        """Pictures in a batch, and seconds for each, as measured on this device now."""
-        target_s = self.settings.batch_target_s
-        size, picture_s = largest_batch(
-            self._seconds_of, target_s=target_s, most=self.settings.max_batch_pictures
-        )
-        logger.info(
-            "batches of up to %d pictures at %.2f ms each, for a target of %.0f ms",
-            size,
-            1000 * picture_s,
-            1000 * target_s,
-        )
-        return size, picture_s
+    def _decode(self, job: Job) -> None:
+        manifest = self.engine.manifest
+        pictures = [self.decode(data, manifest) for data in job.encoded]
+        job.inputs, job.made_for = pictures, manifest
 
-    def _seconds_of(self, num_pictures: int) -> float:
-        size_px = self.engine.manifest.preprocessing.size_px
-        pictures = np.zeros((num_pictures, size_px, size_px, 3), np.uint8)
-        self.engine.features(pictures)  # the first run of a size allocates
-        seconds = []
-        for _ in range(BATCH_TRIALS):
-            began_s = time.perf_counter()
-            self.engine.features(pictures)
-            seconds.append(time.perf_counter() - began_s)
-        return statistics.median(seconds)
+    def _decode_anew(self, job: Job) -> None:
+        """The trunk has changed while a job waited; it goes on when its pictures fit again."""
+        if not job.encoded:
+            job.fail(OtherTrunkError())
+            return
+
+        def decode() -> None:
+            try:
+                self._decode(job)
+            except Exception as error:  # noqa: BLE001
+                job.fail(error)
+            self.batcher.resume(job)
+
+        self.decoders.submit(decode)
 
 
 def _tracing(name: str) -> Any:
@@ -353,56 +388,3 @@ def _pushed(change: TaskChange, live: LiveHead | None) -> Digest | None:
     if change.candidate and change.candidate.bundle != known:
         return change.candidate.bundle
     return None
-
-
-def store_trunk(log: HeadLog, manifest_bytes: bytes, files: dict[str, bytes]) -> TrunkChange:
-    """Put the files that serving needs into the store.
-
-    Raises:
-        StoreError: the store cannot be written.
-    """
-    manifest = read_trunk_manifest(manifest_bytes)
-    log.of_each(log.put_blob, [files[name] for name in stored_files(manifest)])
-    return TrunkChange(trunk=manifest.digest, manifest=log.put_blob(manifest_bytes))
-
-
-def load_engine(
-    log: HeadLog,
-    trunk: TrunkChange,
-    *,
-    precision: Precision | Literal["auto"] = "auto",
-    device: Device = "cpu",
-) -> Engine:
-    """Fetch a trunk from the store and load it.
-
-    Args:
-        precision: "auto" takes the one that was picked when the trunk was exported.
-
-    Raises:
-        PrecisionError: the trunk has no such variant.
-        DeviceError: a session did not get the device.
-        StoreError: a blob is missing or damaged, or the manifest is another trunk's.
-    """
-    manifest = load_trunk_manifest(log, trunk)
-    chosen = choose_precision(manifest, precision)
-    graph: Digest = f"sha256:{manifest.files[PRECISION_GRAPHS[chosen]].sha256}"
-    adapted = manifest.files.get(TRUNK_ADAPTED)
-    return Engine(
-        log.get_blob(graph),
-        manifest,
-        precision=chosen,
-        adapted=log.get_blob(f"sha256:{adapted.sha256}") if adapted else None,
-        device=device,
-    )
-
-
-def load_trunk_manifest(log: HeadLog, trunk: TrunkChange) -> TrunkManifest:
-    """Fetch the manifest of a trunk from the store.
-
-    Raises:
-        StoreError: the blob is missing or damaged, or the manifest is another trunk's.
-    """
-    manifest = read_trunk_manifest(log.get_blob(trunk.manifest))
-    if manifest.digest != trunk.trunk:
-        raise StoreError(f"The trunk in {log.url} is {manifest.digest}, not {trunk.trunk}.")
-    return manifest

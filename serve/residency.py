@@ -36,13 +36,22 @@ class Residency(Protocol):
         """No row of this job reads them any more. Must be quick."""
         ...
 
+    def close(self) -> None:
+        """Nothing needs any of it any more."""
+        ...
+
 
 class AllResident:
     """Every head is in memory all the time."""
 
-    def pin(self, _: Sequence[LiveHead]) -> bool:
+    def pin(self, heads: Sequence[LiveHead]) -> bool:
         """Nothing to do."""
+        del heads
         return True
 
-    def unpin(self, _: Sequence[LiveHead]) -> None:
+    def unpin(self, heads: Sequence[LiveHead]) -> None:
+        """Nothing to do."""
+        del heads
+
+    def close(self) -> None:
         """Nothing to do."""

@@ -52,7 +52,7 @@ class Schedule:
     """
 
     def __init__(self, weight_of: Callable[[str], float], *, picture_s: float) -> None:
-        self._weight_of, self._picture_s = weight_of, picture_s
+        self._weight_of, self.picture_s = weight_of, picture_s
         self._queues: dict[str, list[_Entry]] = {}
         self._first: list[_Entry] = []
         self._given: dict[str, float] = {}
@@ -137,7 +137,7 @@ class Schedule:
             del self._queues[task]
 
     def _entry(self, job: Job) -> _Entry:
-        due_s = job.deadline_s + job.cost_taken * self._picture_s
+        due_s = job.deadline_s + job.cost_taken * self.picture_s
         return _Entry(due_s, next(self._numbers), job)
 
     def _rank(self, task: str) -> _Rank:

@@ -21,9 +21,10 @@ from serve.devices import refuse_without_gpu
 from serve.headlog import HeadLog
 from serve.precision import choose_precision
 from serve.record import LogView, TrunkChange
-from serve.replica import NoTrunkError, load_trunk_manifest, store_trunk
+from serve.replica import NoTrunkError
 from serve.settings import ServeSettings
 from serve.tls import certificate_for, context_for
+from serve.trunks import load_trunk_manifest, store_trunk
 
 logger = logging.getLogger(__name__)
 
@@ -259,5 +260,6 @@ def _log_of_ray(data: dict[str, Any], ignore_prefix: bool) -> None:  # noqa: FBT
 def _other_trunk(live: Digest, given: Digest) -> str:
     return (
         f"The store serves trunk {live}, and the folder given is trunk {given}. Heads fit one "
-        "trunk only: use another --store for another trunk."
+        "trunk only: start without --trunk and push the new one with a bundle of every live task, "
+        "headstock push TRUNK BUNDLE..., or use another --store."
     )

@@ -104,7 +104,7 @@ class ServeSettings(BaseSettings):
     )
     max_bundle_bytes: PositiveInt = Field(64 * 2**20, description="Largest pushed zip accepted.")
     max_push_bytes: PositiveInt = Field(
-        256 * 2**20, description="Largest body accepted of a push of several bundles."
+        256 * 2**20, description="Largest body accepted of a push of several bundles or a trunk."
     )
     max_head_bytes: PositiveInt = Field(
         64 * 2**20, description="Largest head.onnx or tail.onnx accepted."
@@ -165,6 +165,13 @@ class ServeSettings(BaseSettings):
     swap_hold_s: PositiveFloat = Field(1.0, description="Longest pause of one task during a swap.")
     swap_stage_s: PositiveFloat = Field(
         10.0, description="Longest time for all replicas to load a bundle."
+    )
+    trunk_stage_s: PositiveFloat = Field(
+        300.0, description="Longest time for all replicas to load a new trunk with all its heads."
+    )
+    memory_bytes: PositiveInt | None = Field(
+        None,
+        description="Memory of a replica; a second trunk has to fit into it beside the first.",
     )
 
     @property

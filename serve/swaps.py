@@ -55,6 +55,7 @@ class Swaps:
         writer: What its records name as their writer.
         hold_s: The replicas' longest hold; the swap is given up a little earlier.
         stage_s: Longest wait for all replicas to load a bundle.
+        trunk_stage_s: Longest wait for all replicas to load a trunk with its heads.
     """
 
     def __init__(
@@ -67,13 +68,15 @@ class Swaps:
         writer: str,
         hold_s: float,
         stage_s: float,
+        trunk_stage_s: float,
     ) -> None:
         self._log, self._view, self._roll, self._writer = log, view, roll, writer
-        self._hold_s, self._stage_s = hold_s, stage_s
+        self._hold_s, self._stage_s, self._trunk_stage_s = hold_s, stage_s, trunk_stage_s
         self._state = protocol.restart(view.number, members)
         self._record: Record | None = None
         self._undone = 0
-        self._foreign = 0  # the last commit of another service; members have to have loaded it
+        # The last commit that no swap of this conductor made; members have to have loaded it.
+        self._foreign = view.live_number
         self._sequence = secrets.randbits(40)
         self._vetoes: dict[ReplicaId, str] = {}
         self.metrics = SwapMetrics()
@@ -139,6 +142,7 @@ class Swaps:
             hold_ms=1000 * (ended_s - held_s),
             replicas=len(self._state.members),
             phases_s=tuple(end_s - start_s for start_s, end_s in pairwise(times_s)),
+            trunk=record.trunk,
         )
 
     async def follow(self, record: Record) -> None:
@@ -148,7 +152,7 @@ class Swaps:
             return
         self._begin(record)
         try:
-            await self._all_acknowledge(self._stage_s)
+            await self._all_acknowledge(self._longest_stage_s)
             await self._all_acknowledge(self._hold_s * 0.8)
         except SwapUndoneError as error:
             logger.warning("record %d is loaded one by one: %s", record.number, error)
@@ -172,7 +176,7 @@ class Swaps:
         self._begin(record)
         times_s = [time.monotonic()]
         try:
-            for limit_s in (self._stage_s, self._hold_s * 0.8):
+            for limit_s in (self._longest_stage_s, self._hold_s * 0.8):
                 await self._all_acknowledge(limit_s)
                 times_s.append(time.monotonic())
         # Whatever it is, the swap must not stay undecided.
@@ -183,6 +187,11 @@ class Swaps:
         times_s.append(time.monotonic())
         await self._all_flip()
         return [*times_s, time.monotonic()]
+
+    @property
+    def _longest_stage_s(self) -> float:
+        has_trunk = self._record is not None and self._record.trunk is not None
+        return self._trunk_stage_s if has_trunk else self._stage_s
 
     def _begin(self, record: Record) -> None:
         self._state = protocol.begin(self._state, record.number)
@@ -226,7 +235,9 @@ class Swaps:
         if await _wait(self._acks, PROBE_S):
             return
         # It says nothing while it loads a bundle, nor while it waits for its rows in flight.
-        busy_s = {Phase.STAGE: self._stage_s, Phase.HOLD: self._hold_s}.get(self._state.phase, 0.0)
+        busy_s = {Phase.STAGE: self._longest_stage_s, Phase.HOLD: self._hold_s}.get(
+            self._state.phase, 0.0
+        )
         try:
             await self.drop_gone()
             for replica in protocol.missing(self._state):

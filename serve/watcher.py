@@ -9,21 +9,23 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from serve import protocol
 from serve.access import TokenChange
 from serve.batcher import Batcher
-from serve.engine import LiveHead, Retired
+from serve.engine import LiveHead, Retired, Snapshot
 from serve.headlog import HeadLog
 from serve.link import Link, LinkError
 from serve.messages import Directive, Poll
 from serve.metrics import Metrics
 from serve.protocol import Phase, ReplicaState
 from serve.rates import Rates
-from serve.record import HeadLogError, LogView, Record, TaskChange, fold
+from serve.record import HeadLogError, LogView, Record, TaskChange, TrunkChange, fold
 from serve.store import StoreError
+from serve.trunks import ServedTrunk, Trunks
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,14 @@ class StageError(Exception):
     """A bundle cannot go live on this replica, with the reason for the pusher."""
 
 
+@dataclass(frozen=True)
+class StagedTrunk:
+    """A trunk that is held beside the one that is served, and the heads that go live with it."""
+
+    trunk: ServedTrunk
+    heads: list[LiveHead]
+
+
 class Watcher:
     """Follows the conductor and the log, and moves the batcher's pointers.
 
@@ -43,6 +53,8 @@ class Watcher:
         stage: Fetches, checks and loads the head of a change; raises StageError if it cannot.
         load: Fetches and loads a head that is live already: a gate that became stricter since
             must not keep a replica from what all others answer with.
+        stage_trunk: As `stage`, for a trunk and all its heads.
+        load_trunk: As `load`, for the trunk that a log names and all that is live.
         hold_s: Longest pause of a task before the replica settles the swap by itself.
     """
 
@@ -53,20 +65,25 @@ class Watcher:
         view: LogView,
         link: Link,
         batcher: Batcher,
+        trunks: Trunks,
         stage: Callable[[TaskChange], LiveHead],
         load: Callable[[TaskChange], LiveHead],
+        stage_trunk: Callable[[TrunkChange, Sequence[TaskChange]], StagedTrunk],
+        load_trunk: Callable[[LogView], tuple[ServedTrunk, Snapshot]],
         *,
         metrics: Metrics,
         rates: Rates,
         hold_s: float,
     ) -> None:
         self._replica, self._log, self._view, self._link = replica, log, view, link
-        self._batcher, self._metrics, self._rates = batcher, metrics, rates
+        self._batcher, self._trunks, self._metrics, self._rates = batcher, trunks, metrics, rates
         self._tokens = view.token_history, view.tokens
         self._load_checked, self._load = stage, load
+        self._stage_trunk, self._load_trunk = stage_trunk, load_trunk
         self._hold_s = hold_s
         self._state = ReplicaState(at=view.live_number)
         self._staged: list[LiveHead | Retired] = []
+        self._staged_trunk: ServedTrunk | None = None
         self._proposed: Record | None = None  # what was staged for
         self._veto: tuple[int, str] = (0, "")
         self._held_since_s = 0.0
@@ -152,6 +169,8 @@ class Watcher:
             self._hold(number, record)
         elif directive.phase is Phase.FLIP and record is not None:
             self._flip(number, record)
+        elif directive.phase is Phase.IDLE and not self._state.hold:
+            self._drop_staged()
 
     def _stage(self, number: int, record: Record) -> None:
         if self._veto[0] == number or not protocol.takes_stage(self._state, number):
@@ -160,6 +179,7 @@ class Watcher:
             self._catch_up(until=number - 1)
             if self._view.number != number - 1:
                 raise StoreError(f"Record {number - 1} is not in the log yet.")
+            self._drop_staged()
             self._staged, self._proposed = self._stage_all(record), record
         except StageError as error:
             self._veto = (number, str(error))
@@ -173,6 +193,10 @@ class Watcher:
         self._state = protocol.stage(self._state, number, at=self._view.live_number)
 
     def _stage_all(self, record: Record) -> list[LiveHead | Retired]:
+        if record.trunk is not None and not self._is_served(record.trunk):
+            with_trunk = self._stage_trunk(record.trunk, record.changes)
+            self._staged_trunk = with_trunk.trunk
+            return [*with_trunk.heads]
         staged: list[LiveHead | Retired] = []
         for change in record.changes:
             try:
@@ -232,6 +256,7 @@ class Watcher:
         else:
             self._view = fold(self._view, [standing])
             self._batcher.release()
+            self._drop_staged()
             self._observe_hold()
         self._state = protocol.settle(self._state, number, is_committed=is_committed)
 
@@ -239,14 +264,39 @@ class Watcher:
         """Point at what the record made live; it is the one that was staged."""
         self._view = fold(self._view, [record])
         snapshot = self._batcher.snapshot
-        self._batcher.flip(snapshot.with_heads(record.number, self._staged, self._view.settings))
+        snapshot = snapshot.with_heads(record.number, self._staged, self._view.settings)
+        self._flip_to(snapshot, self._staged_trunk)
+        self._drop_staged()
         self._observe_hold()
+
+    def _flip_to(self, snapshot: Snapshot, trunk: ServedTrunk | None) -> None:
+        if trunk is None:
+            self._batcher.flip(snapshot)
+        else:
+            self._trunks.move_to(trunk)
+            self._batcher.flip(snapshot, trunk.running)
+
+    def _drop_staged(self) -> None:
+        """Keep nothing of a swap that is over."""
+        self._staged = []
+        if self._staged_trunk is not None:
+            self._staged_trunk = None
+            self._trunks.let_go()
+
+    def _is_served(self, trunk: TrunkChange) -> bool:
+        return trunk.trunk == self._batcher.trunk.digest
 
     def _catch_up(self, *, until: int | None) -> None:
         """Fold the log and load what it made live; this ends any older hold."""
         view = self._log.follow(self._view, until=until)
         snapshot = self._batcher.snapshot
-        if view.live_number != self._view.live_number:
+        if view.trunk is not None and not self._is_served(view.trunk):
+            if self._staged_trunk is not None and self._staged_trunk.change != view.trunk:
+                self._drop_staged()
+            trunk, snapshot = self._load_trunk(view)
+            self._flip_to(snapshot, trunk)
+            self._trunks.let_go()
+        elif view.live_number != self._view.live_number:
             changed = [
                 history[-1]
                 for task, history in view.tasks.items()

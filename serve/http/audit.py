@@ -79,7 +79,7 @@ class Audit:
             found[side] = {**shown(view, version), **found[side]}
         return JSONResponse({"task": task, **found})
 
-    def _diff(self, *digests: Digest) -> dict[str, dict[str, Any]]:
+    def _diff(self, *digests: Digest) -> dict[str, Any]:
         a, b = map(self._replica.log.get_bundle, digests)
         return diff(a, b, self._replica.engine)
 

@@ -134,7 +134,12 @@ def _answer(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
 def _body(media_type: str, of: Any, schemas: dict[str, Any]) -> dict[str, Any]:
     if media_type == FORM:
         files = {"type": "array", "items": BYTES, "minItems": 1}
-        fields = {"type": "object", "properties": {of: files}, "required": [of]}
+        names = of.split()
+        fields = {
+            "type": "object",
+            "properties": dict.fromkeys(names, files),
+            "required": names[:1],
+        }
         return {"schema": {**fields, "additionalProperties": False}}
     return {"schema": BYTES if of is None else _schema(of, schemas)}
 

@@ -42,8 +42,8 @@ class Operation:
         tag: Under which heading it is shown.
         answer: Type of the JSON that it answers, or None if it answers something else.
         media_type: Of the answer.
-        body: Media type of a request to the type of its JSON, or to the name of a form's field for
-            files; None: bytes of that media type.
+        body: Media type of a request to the type of its JSON, or to the names of a form's fields
+            for files, of which the first is needed; None: bytes of that media type.
         parameters: All but the path's.
         errors: Statuses that it may answer beside 200 and what every route may.
         headers: Of the answer, with what they say.
@@ -225,6 +225,23 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         body={FORM: "bundle"},
         parameters=(NEW_LABELS, DRY_RUN, MESSAGE, KEY),
         errors=(*CHANGE_ERRORS, 422),
+    ),
+    ("POST", "/trunks"): Operation(
+        "Put a new trunk with a bundle of every live task in place of the one that is served.",
+        "changes",
+        answers.TrunkSwapped | answers.TrunkDryRun,
+        body={FORM: "trunk bundle"},
+        parameters=(NEW_LABELS, DRY_RUN, MESSAGE, KEY),
+        errors=(*CHANGE_ERRORS, 422),
+    ),
+    ("POST", "/trunks/rollback"): Operation(
+        "Serve the trunk before again, with the bundles that were live on it.",
+        "changes",
+        answers.TrunkSwapped,
+        body={JSON: answers.TrunkRollback},
+        is_body_required=False,
+        parameters=(KEY,),
+        errors=CHANGE_ERRORS,
     ),
     ("POST", "/tasks/{task}/promote"): Operation(
         "Make the candidate of a rollout live, or give it another share.",

@@ -18,6 +18,7 @@ from serve.heldout import HeldoutError
 from serve.jobs import (
     DeadlineError,
     FeaturesOnlyError,
+    OtherTrunkError,
     OverloadedError,
     RetiredTaskError,
     StoppingError,
@@ -25,9 +26,12 @@ from serve.jobs import (
     UnknownTaskError,
 )
 from serve.link import LinkError
+from serve.memory import MemoryShortError
 from serve.messages import Refused
+from serve.precision import PrecisionError
 from serve.residency import AdaptersTooLargeError
 from serve.store import StoreError
+from serve.trunks import TrunkBusyError
 
 RETRY_AFTER_S = 1
 PROBLEM = "application/problem+json"
@@ -63,6 +67,10 @@ STATUS_OF_ERROR: Mapping[type[Exception], int] = {
     LinkError: 503,
     StoreError: 503,
     DeadlineError: 503,
+    OtherTrunkError: 409,
+    TrunkBusyError: 409,
+    PrecisionError: 422,
+    MemoryShortError: 422,
 }
 STATUS_OF_REFUSAL = {"conflict": 409, "stale": 409, "gate": 422, "unknown": 404, "unavailable": 503}
 

@@ -26,6 +26,7 @@ from serve.http.predict import Predict
 from serve.http.problems import kind_of, problem, problem_of
 from serve.http.push import Push
 from serve.http.tokens import Tokens
+from serve.http.trunks import TrunkRoutes
 from serve.jobs import DeadlineError, OverloadedError, UnknownTaskError
 from serve.link import Link
 from serve.replica import Replica
@@ -42,6 +43,7 @@ def http_app(replica: Replica, link: Link) -> Starlette:
     predict, admin, keys = Predict(replica), Admin(replica, link), Keys(replica, link)
     audit, push = Audit(replica), Push(replica, link)
     tokens, access = Tokens(replica, link), Access(replica)
+    trunks = TrunkRoutes(replica, link, push)
 
     async def live(_: Request) -> Response:
         return Response(status_code=200 if replica.is_healthy else 503)
@@ -75,6 +77,8 @@ def http_app(replica: Replica, link: Link) -> Starlette:
             route("PUT", "/tasks/{task}/heldout", "admin", admin.set_heldout),
             route("POST", "/tasks/{task}/versions", "push", push.one),
             route("POST", "/versions", "push", push.several),
+            route("POST", "/trunks", "admin", trunks.push),
+            route("POST", "/trunks/rollback", "admin", trunks.rollback),
             route("POST", "/tasks/{task}/promote", "push", admin.promote),
             route("POST", "/tasks/{task}/rollback", "rollback", admin.rollback),
             route("GET", "/keys", "admin", keys.keys),

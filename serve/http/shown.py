@@ -16,9 +16,10 @@ def described(view: LogView, task: str, *, after: int | None = None) -> dict[str
     history = reversed(view.set_tasks.get(task, ()))
     settings = next((s.change.settings for s in history if s.number <= number), DEFAULTS)
     version = _live(view, task, number)
-    samples = (s for s in reversed(view.heldouts.get(task, ())) if s.number <= number)
-    mine = (s.change.heldout for s in samples if s.change.labels == version.change.labels)
-    return {**shown(view, version), "settings": settings.model_dump(), "heldout": next(mine, None)}
+    trunk = view.trunk_at(number)
+    sample = view.heldout(task, version.change.labels, trunk, until=number)
+    heldout = sample.change.heldout if sample else None
+    return {**shown(view, version), "settings": settings.model_dump(), "heldout": heldout}
 
 
 def _live(view: LogView, task: str, number: int) -> TaskVersion:
@@ -114,9 +115,10 @@ def swap_shown(made: Swapped) -> dict[str, object]:
 
 
 def versions_shown(made: Swapped) -> dict[str, object]:
-    """Versions that went live in one moment, and what that took."""
+    """Versions that went live in one moment, the trunk that did with them, and what that took."""
+    trunk = {"trunk": made.trunk.trunk} if made.trunk else {}
     versions = [_made(change) for change in made.changes]
-    return {"versions": versions, "repeated": made.is_repeat, "swap": _swap(made)}
+    return {**trunk, "versions": versions, "repeated": made.is_repeat, "swap": _swap(made)}
 
 
 def _made(change: TaskChange) -> dict[str, object]:
@@ -135,6 +137,13 @@ def would_be(proposal: Proposal) -> dict[str, object]:
     """What a push of one bundle would make."""
     (change,) = proposal.changes
     return {"dry_run": True, **would_make(proposal, change)}
+
+
+def would_be_several(proposal: Proposal) -> dict[str, object]:
+    """What a push of several bundles would make, or of a trunk with its bundles."""
+    trunk = {"trunk": proposal.trunk.trunk} if proposal.trunk else {}
+    versions = [would_make(proposal, change) for change in proposal.changes]
+    return {"dry_run": True, **trunk, "versions": versions}
 
 
 def would_make(proposal: Proposal, change: TaskChange) -> dict[str, object]:

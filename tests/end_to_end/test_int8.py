@@ -45,7 +45,7 @@ from serve.heads import HeadOutputError
 from serve.loading import HeadLoader
 from serve.onnx_session import open_session
 from serve.record import TaskChange
-from serve.replica import load_engine, store_trunk
+from serve.trunks import load_engine, store_trunk
 
 STRATEGIES = ("head", "lora", "tail")
 BATCH = 32

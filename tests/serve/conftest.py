@@ -28,7 +28,7 @@ from serve import store as storing
 from serve.engine import Engine
 from serve.headlog import HeadLog
 from serve.record import LogView, Record
-from serve.replica import store_trunk
+from serve.trunks import store_trunk
 from tests.serve.commands import connect, http, run
 from tests.serve.faulty import FaultyServer
 from tests.serve.oracle import Heads

@@ -37,14 +37,16 @@ from serve.messages import (
     Pushes,
     Swapped,
     TokenRequest,
+    TrunkRollback,
 )
-from serve.record import LogView, Record, TaskChange
-from serve.replica import Replica, store_trunk
+from serve.record import LogView, Record, TaskChange, TrunkChange
+from serve.replica import Replica
 from serve.rollout import Judgement, Trial
 from serve.rollout_watch import RolloutWatch
 from serve.settings import ServeSettings
 from serve.signature_gate import check_signature
 from serve.task_settings import asked_settings
+from serve.trunks import store_trunk
 from serve.trust import KeyChange
 
 T = TypeVar("T")
@@ -191,6 +193,12 @@ class HttpClient:
             return await client.request(method, path, **options)
 
 
+def stored_trunk(log: HeadLog, folder: Path) -> TrunkChange:
+    """Store a trunk, and what a record says of it."""
+    manifest, files = read_trunk_folder(folder)
+    return store_trunk(log, manifest.model_dump_json().encode(), files)
+
+
 class LocalFleet:
     """Conductor and replicas over one log; use as a context manager.
 
@@ -231,8 +239,7 @@ class LocalFleet:
 
     def __enter__(self) -> Self:
         self.start_conductor()
-        manifest, files = read_trunk_folder(self._trunk)
-        trunk = store_trunk(self.log, manifest.model_dump_json().encode(), files)
+        trunk = stored_trunk(self.log, self._trunk)
         self.ask(lambda conductor: conductor.install_trunk(trunk)).result(10)
         for _ in range(self._first_replicas):
             self.start_replica()
@@ -276,6 +283,7 @@ class LocalFleet:
             may_differ=self.settings.may_differ,
             hold_s=self.settings.swap_hold_s,
             stage_s=self.settings.swap_stage_s,
+            trunk_stage_s=self.settings.trunk_stage_s,
         )
         self.rollouts = RolloutWatch(conductor, webhook_url=self.settings.webhook_url)
         return conductor
@@ -355,15 +363,23 @@ class LocalFleet:
             **fields,
         )
 
-    def start_pushes(self, *bundles: Bundle, key: str = "") -> Future[Outcome]:
-        """Ask for pushes of several tasks that go live together."""
+    def start_pushes(
+        self, *bundles: Bundle, key: str = "", trunk: Path | None = None
+    ) -> Future[Outcome]:
+        """Ask for pushes of several tasks that go live together, perhaps with a trunk."""
         pushes = tuple(self.asked(bundle) for bundle in bundles)
-        change = Pushes(pushes, key or "-".join(push.key for push in pushes)[:256])
+        stored = None if trunk is None else stored_trunk(self.log, trunk)
+        change = Pushes(pushes, key or uuid4().hex, trunk=stored)
         return self.ask(lambda conductor: conductor.change(change))
 
-    def push_together(self, *bundles: Bundle, key: str = "") -> Outcome:
+    def push_together(self, *bundles: Bundle, key: str = "", trunk: Path | None = None) -> Outcome:
         """Push several and wait for the outcome."""
-        return self.start_pushes(*bundles, key=key).result(30)
+        return self.start_pushes(*bundles, key=key, trunk=trunk).result(30)
+
+    def roll_trunk_back(self, *, key: str = "", expected: str | None = None) -> Outcome:
+        """Go back to the trunk before and wait for the outcome."""
+        change = TrunkRollback(key or uuid4().hex, expected=expected)
+        return self.ask(lambda conductor: conductor.change(change)).result(30)
 
     def push(
         self, bundle: Bundle, *, task: str | None = None, key: str = "", **fields: Any

@@ -80,6 +80,7 @@ class Crowd:
     Args:
         questions: The task lists to ask; each request takes one of them.
         is_sticky: Whether each client stays with one replica; else it asks any.
+        encode: Makes files of the pictures, which replicas then decode as the trunk takes them.
     """
 
     fleet: LocalFleet
@@ -87,6 +88,7 @@ class Crowd:
     clients: int = 4
     is_sticky: bool = False
     pause_s: float = 0.001
+    encode: Callable[[NDArray[np.uint8]], bytes] | None = None
     seen: list[Seen] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -130,14 +132,20 @@ class Crowd:
             names = self.fleet.routed()
             name = names[pick() % len(names)]
             given_s: list[float] = []
-            job = Job([picture], tasks)
+            encoded = [self.encode(picture)] if self.encode else []
+            job = Job([] if encoded else [picture], tasks, encoded=encoded)
 
             def note(_: Future[list[list[Answer]]], given: list[float] = given_s) -> None:
                 given.append(time.monotonic())
 
             job.done.add_done_callback(note)
             try:
-                answers = self.fleet.replicas[name].batcher.submit(job).result(5)
+                replica = self.fleet.replicas[name]
+                if encoded:
+                    replica.decoders.submit(replica._decode_and_queue, job)
+                else:
+                    replica.batcher.submit(job)
+                answers = job.done.result(5)
             # Whatever it is, the client was not answered.
             except Exception as error:  # noqa: BLE001
                 if name in self.fleet.killed:

@@ -23,6 +23,7 @@ from serve.jobs import (
     UnknownTaskError,
 )
 from serve.metrics import Metrics
+from serve.running import RunningTrunk
 from tests.serve.graphs import LABELS, constant_head
 from tests.serve.harness import until
 from tests.serve.oracle import TOLERANCE, expected_scores, some_picture
@@ -84,7 +85,7 @@ def gate(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> GatedEngine:
 @pytest.fixture
 def batcher(engine: Engine, snapshot: Snapshot) -> Iterator[Batcher]:
     """An open batcher that takes 4 pictures a batch and lets 6 requests wait."""
-    batcher = Batcher(engine, snapshot, Metrics(), max_pictures=4, max_queued=6)
+    batcher = Batcher(RunningTrunk(engine, 4), snapshot, Metrics(), max_queued=6)
     batcher.set_open(is_open=True)
     yield batcher
     batcher.close()
@@ -126,7 +127,7 @@ def test_all_tasks_are_asked_by_none(batcher: Batcher) -> None:
 
 def test_all_of_no_tasks_is_no_answer_at_once(engine: Engine) -> None:
     """A service without tasks says so, instead of letting the caller wait."""
-    batcher = Batcher(engine, Snapshot(), Metrics(), max_pictures=4, max_queued=6)
+    batcher = Batcher(RunningTrunk(engine, 4), Snapshot(), Metrics(), max_queued=6)
     batcher.set_open(is_open=True)
     answers = batcher.submit(job(None, pictures=2)).result(5)
     batcher.close()
@@ -362,7 +363,7 @@ def test_nothing_starts_before_the_batcher_is_open(
 ) -> None:
     """A replica that is not admitted may take requests, and answers none."""
     gate.may_run.set()
-    batcher = Batcher(engine, snapshot, Metrics(), max_pictures=4, max_queued=6)
+    batcher = Batcher(RunningTrunk(engine, 4), snapshot, Metrics(), max_queued=6)
     waiting = batcher.submit(job())
     time.sleep(0.05)
 

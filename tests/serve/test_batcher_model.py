@@ -27,6 +27,7 @@ from serve.jobs import (
     UndecidedError,
 )
 from serve.metrics import Metrics
+from serve.running import RunningTrunk
 from serve.work import Unit, Work, run_units
 from tests.serve.stepped import live_head, scores_of, snapshot_of
 
@@ -59,6 +60,9 @@ class Pages:
         """What was pinned, once."""
         self.pinned.subtract((head.task, head.version) for head in heads)
         assert min(self.pinned.values(), default=0) >= 0
+
+    def close(self) -> None:
+        """Nothing to do."""
 
 
 def head_of(task: str, version: int) -> LiveHead:
@@ -97,13 +101,10 @@ class AnyOrder:
             dict.fromkeys(TASKS, 1)
         ]  # versions that were live together
         self.batcher = Batcher(
-            self.engine,
+            RunningTrunk(self.engine, BATCH_COST, 0.1, self.pages),
             snapshot_of(*(head_of(task, 1) for task in TASKS)),
             Metrics(),
-            max_pictures=BATCH_COST,
             max_queued=MAX_QUEUED,
-            picture_s=0.1,
-            residency=self.pages,
         )
         self.patch.setattr(self.batcher._changed, "wait", self._would_wait)
         self.submitted: dict[Job, int] = {}  # and the moment when each came

@@ -17,6 +17,7 @@ from serve.engine import Engine, Head, HeadOutputError, LiveHead, Row, Snapshot
 from serve.jobs import Answer, Job
 from serve.metrics import Metrics
 from serve.rollout import Trial
+from serve.running import RunningTrunk
 from serve.task_settings import TaskSettings
 from tests.serve.harness import until
 from tests.serve.oracle import SIZE_PX, Heads, expected_scores
@@ -41,7 +42,7 @@ def make_batcher(engine: Engine, sides: tuple[LiveHead, LiveHead]) -> Iterator[B
         rollout = replace(sides[0], candidate=candidate, share=share)
         rules = {"colours": TaskSettings.model_validate(settings)}
         snapshot = Snapshot(4, {"colours": rollout}, rules)
-        made.append(Batcher(engine, snapshot, Metrics(), max_pictures=4, max_queued=64))
+        made.append(Batcher(RunningTrunk(engine, 4), snapshot, Metrics(), max_queued=64))
         made[-1].set_open(is_open=True)
         return made[-1]
 

@@ -13,6 +13,7 @@ from serve.batcher import Batcher
 from serve.engine import Engine, LiveHead, Snapshot
 from serve.jobs import Answer, DeadlineError, FeaturesOnlyError, Job, OverloadedError, StoppingError
 from serve.metrics import Metrics
+from serve.running import RunningTrunk
 from serve.task_settings import TaskSettings
 from tests.serve.harness import until
 from tests.serve.stepped import SteppedEngine, ask, live_head, snapshot_of
@@ -49,6 +50,9 @@ class Pages:
         """What was pinned together."""
         self.pinned.remove("".join(head.task for head in heads))
 
+    def close(self) -> None:
+        """Nothing to do."""
+
 
 @pytest.fixture
 def stepped(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> SteppedEngine:
@@ -61,12 +65,18 @@ def make_batcher(engine: Engine, stepped: SteppedEngine) -> Iterator[BatcherMake
     """A function that makes an open batcher of 2 pictures a batch, at 5 ms each."""
     made: list[Batcher] = []
 
-    def make(snapshot: Snapshot | None = None, **options: object) -> Batcher:
+    def make(
+        snapshot: Snapshot | None = None,
+        *,
+        max_pictures: int = 2,
+        max_queued: int = 600,
+        residency: Pages | None = None,
+    ) -> Batcher:
         batcher = Batcher(
-            engine,
+            RunningTrunk(engine, max_pictures, 0.005, residency or Pages()),
             snapshot or snapshot_of(*map(live_head, TASKS)),
             Metrics(),
-            **({"max_pictures": 2, "max_queued": 600, "picture_s": 0.005} | options),  # pyrefly: ignore
+            max_queued=max_queued,
         )
         batcher.set_open(is_open=True)
         made.append(batcher)

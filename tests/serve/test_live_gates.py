@@ -37,6 +37,7 @@ def grounds(**fields: Any) -> Grounds:
     usual: dict[str, Any] = {
         "version": 1, "live": digest_of(b"live"), "labels": COLOURS, "has_new_labels": False,
         "heldout": digest_of(SAMPLE), "takes_heldout": False, "margin": 0.01, "max_slowdown": 1.5,
+        "trunk": None,
     }  # fmt: skip
     return Grounds(**{**usual, **fields})
 
@@ -58,7 +59,7 @@ def verdicts(
     if sample is None:
         ground = grounds(**{"heldout": None, **fields})
     found = compare(
-        bundle, other, sample, ground, engine, task="colours", allow_new_labels=declared
+        bundle, other, sample, ground, engine, engine, task="colours", allow_new_labels=declared
     )
     return {verdict.gate: verdict for verdict in found}
 
@@ -208,7 +209,9 @@ def test_labels_are_a_gate(engine: Engine, make_bundle: BundleMaker) -> None:
     bundle, live = make_bundle(weight=PERFECT), make_bundle(weight=PERFECT)
     undeclared = verdicts(bundle, live, engine, **other)
     declared = verdicts(bundle, live, engine, declared=True, **other)
-    first = compare(bundle, None, None, FIRST, engine, task="colours", allow_new_labels=False)
+    first = compare(
+        bundle, None, None, FIRST, engine, engine, task="colours", allow_new_labels=False
+    )
 
     assert list(undeclared) == ["labels"]
     assert "gone: ['violet'], new: ['blue']" in undeclared["labels"].reason

@@ -14,8 +14,8 @@ from serve.engine import Engine
 from serve.headlog import HeadLog
 from serve.precision import PrecisionError, choose_precision
 from serve.record import TrunkChange
-from serve.replica import load_engine, store_trunk
 from serve.settings import ServeSettings
+from serve.trunks import load_engine, store_trunk
 from tests.serve.conftest import SIZE_PX, BundleMaker, trunk_graph
 from tests.serve.graphs import constant_head
 from tests.serve.harness import LocalFleet

@@ -641,13 +641,13 @@ def test_new_labels_bring_a_sample_and_old_ones_find_theirs_again() -> None:
     wider = push(B, heldout=OTHER, labels=WIDER, allow_new_labels=True, key="b")
     view = after(first, wider)
     back = after(view, push(C, heldout=OTHER, allow_new_labels=True, key="c"))
-    mine, theirs = back.heldout("pets", LABELS), back.heldout("pets", WIDER)
+    mine, theirs = back.heldout("pets", LABELS, None), back.heldout("pets", WIDER, None)
 
     assert samples(back) == [(SAMPLE, LABELS), (OTHER, WIDER)]
     assert mine is not None
     assert theirs is not None
     assert (mine.change.heldout, theirs.change.heldout) == (SAMPLE, OTHER)
-    assert back.heldout("pets", ("dog", "cat")) is None
+    assert back.heldout("pets", ("dog", "cat"), None) is None
 
 
 def test_a_sample_is_replaced_on_purpose_without_a_new_version() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.bundle import Bundle
+from export.bundle import Bundle, TrunkManifest
 from models.pictures import PictureError
 from serve.jobs import OverloadedError, UnknownTaskError
 from serve.replica import Replica
@@ -50,10 +50,10 @@ def decoding(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> Iterator[thre
     """Decoding waits until this event is set; pictures whose bytes end in `!` do not wait."""
     gate, decode = threading.Event(), replica.decode
 
-    def decode_later(data: bytes) -> np.ndarray:
+    def decode_later(data: bytes, trunk: TrunkManifest) -> np.ndarray:
         if not data.endswith(b"!"):
             assert gate.wait(10)
-        return decode(data)
+        return decode(data, trunk)
 
     monkeypatch.setattr(replica, "decode", decode_later)
     yield gate
@@ -116,9 +116,9 @@ def test_pictures_of_a_caller_who_has_gone_are_not_decoded(
     decoded: list[bytes] = []
     decode = replica.decode
 
-    def decode_noted(data: bytes) -> np.ndarray:
+    def decode_noted(data: bytes, trunk: TrunkManifest) -> np.ndarray:
         decoded.append(data)
-        return decode(data)
+        return decode(data, trunk)
 
     monkeypatch.setattr(replica, "decode", decode_noted)
     decoding.set()
