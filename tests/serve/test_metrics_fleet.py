@@ -134,8 +134,8 @@ def test_calls_of_the_store_are_counted(fleet: LocalFleet, heads: Heads) -> None
     assert not [sample for sample in now if sample.startswith(name) and "failed" in sample]
 
 
-def test_what_waits_is_shown_and_gone_with_its_replica(fleet: LocalFleet) -> None:
-    """A gauge of a replica that is gone is not kept, as its counters are."""
+def test_what_waits_is_shown(fleet: LocalFleet) -> None:
+    """Until its caller gives up."""
     batcher = fleet.replicas["replica-1"].batcher
     batcher.hold(frozenset({"colours"}))
     answered = fleet.replicas["replica-1"].ask([png_of(0)], ("colours",), time.monotonic() + 30)
