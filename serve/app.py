@@ -15,12 +15,13 @@ from ray.serve.schema import LoggingConfig
 from starlette.applications import Starlette
 
 from serve.cluster import APPLICATION, DEPLOYMENT, RayLink, conductor_of
-from serve.devices import gpu_share
+from serve.devices import gpu_share, limit_gpu_memory
+from serve.first_trunk import wait_for_trunk
 from serve.headlog import HeadLog
 from serve.http.routes import http_app
 from serve.replica import Replica
 from serve.runtime import LOOPBACK
-from serve.settings import ServeSettings
+from serve.settings import ServeSettings, refuse_unknown_variables
 from serve.store import ask_until_answered
 
 # Ray's own queue is kept out of the way: the batcher refuses what it cannot take.
@@ -44,6 +45,8 @@ class Predictor:
         if checked.host in LOOPBACK:
             _keep_grpc_on_loopback()
         name = ray_serve.get_replica_context().replica_id.to_full_id_str()
+        # Ray keeps count of fractions of a GPU, and holds nobody to them.
+        limit_gpu_memory(ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0))
         self._link = RayLink(conductor_of(checked))
         log = await asyncio.to_thread(ask_until_answered, lambda: HeadLog(checked.store))
         self._replica = await asyncio.to_thread(Replica, name, log, self._link, checked)
@@ -90,11 +93,17 @@ def _keep_grpc_on_loopback() -> None:
 def build_app(settings: ServeSettings) -> ray_serve.Application:
     """The application, as `serve.run` and a RayService's `import_path` take it.
 
+    Returns once the store has a trunk. A replica without one could only fail, and Ray gives an
+    application up whose replicas failed a few times.
+
     Raises:
+        SettingsError: a `HEADSTOCK_*` variable is no setting.
         DeviceError: the setting is "cuda", and the cluster has no GPU.
         HostError: Ray Serve listens elsewhere than the settings say.
     """
+    refuse_unknown_variables()
     _check_host(settings)
+    wait_for_trunk(settings.store)
     deployment = ray_serve.deployment(
         name=DEPLOYMENT,
         num_replicas=settings.replicas,
@@ -124,7 +133,9 @@ def _check_host(settings: ServeSettings) -> None:
 
 
 def _gpu_share(settings: ServeSettings) -> float:
-    """GPUs for each replica, of those that this cluster has now."""
+    """GPUs for each replica: as set, or of those that this cluster has now."""
+    if settings.gpus_per_replica and settings.device != "cpu":
+        return settings.gpus_per_replica  # a node that has one may come only when it is asked for
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
     return gpu_share(settings.device, replicas=settings.replicas, num_gpus=num_gpus)
 

@@ -1,7 +1,8 @@
-"""The commands about the head log's store itself: `headstock doctor` and `headstock gc`."""
+"""The commands about the head log's store itself: `headstock doctor`, `gc` and `trunk`."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import timedelta
@@ -12,10 +13,11 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from serve.console import AsJson, notes, out, parse_span, print_json
+from serve.console import AsJson, notes, out, parse_span, print_json, short
 from serve.doctor import Finding, is_healthy
 from serve.garbage import Garbage, find_garbage, remove
 from serve.headlog import HeadLog
+from serve.settings import load_settings
 from serve.store import StoreError
 
 STORE_HELP = "Folder, or s3://, gs:// or az:// URL, of the head log."
@@ -32,6 +34,7 @@ def add_to(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     app.command(epilog="Example: headstock doctor --store ./store --deep")(doctor)
     app.command(epilog="Example: headstock gc --store s3://heads/log --grace 7d --dry-run")(gc)
+    app.command(epilog="Example: headstock trunk ./trunk --store s3://heads/log")(trunk)
 
 
 def doctor(
@@ -80,6 +83,31 @@ def gc(
         print_json({name: [asdict(one) for one in some] for name, some in told.items()})
         return
     _print_table(found if dry_run else removed, what="would go" if dry_run else "removed")
+
+
+def trunk(
+    folder: Annotated[Path, typer.Argument(help="Trunk folder.")],
+    store: Annotated[str | None, typer.Option(help=STORE_HELP)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Store the first trunk, or more variants of it, where a Ray cluster runs that waits for one.
+
+    To be typed on a node of that cluster; `serve --trunk` does the same for its own.
+    """
+    import ray  # noqa: PLC0415 (seconds of imports, for this command only)
+
+    from serve.cluster import install_trunk  # noqa: PLC0415 (see above)
+    from serve.first_trunk import store_folder  # noqa: PLC0415 (see above)
+
+    settings = load_settings(store=store)
+    with notes.status("storing"):
+        stored = store_folder(HeadLog(settings.store), folder)
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+        install_trunk(settings, stored)
+    if as_json:
+        print_json(stored.model_dump(mode="json"))
+        return
+    out.print(f"{settings.store} has trunk {short(stored.trunk)}")
 
 
 def check_log(url: str, *, is_deep: bool) -> Iterable[Finding]:

@@ -15,6 +15,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from serve.conductor import Conductor
+from serve.first_trunk import OtherTrunkError
 from serve.headlog import HeadLog
 from serve.link import LinkError
 from serve.messages import AnyChange, Directive, Outcome, Poll
@@ -153,6 +154,17 @@ def conductor_of(settings: ServeSettings) -> Any:
         # Given once, and to every restart of the actor: so the name stays that of the cluster.
         .remote(settings.model_dump_json(), secrets.token_hex(4))
     )
+
+
+def install_trunk(settings: ServeSettings, trunk: TrunkChange) -> None:
+    """Let this cluster's conductor write to the log which trunk it has.
+
+    Raises:
+        OtherTrunkError: it has another one.
+    """
+    live = ray.get(conductor_of(settings).install_trunk.remote(trunk))
+    if live != trunk.trunk:
+        raise OtherTrunkError(live=live, given=trunk.trunk)
 
 
 class RayLink:

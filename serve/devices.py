@@ -17,11 +17,14 @@ import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper
 
-from serve.onnx_session import CUDA, Device, DeviceError, open_session
+from serve.onnx_session import CUDA, Device, DeviceError, limit_arenas, open_session
 
 logger = logging.getLogger(__name__)
 
 SHARE_STEPS = 10_000  # Ray counts parts of a GPU in ten-thousandths
+# Of a replica's memory a third is for either graph of the trunk, plain and adapted. The last third
+# is for what no session's limit covers: CUDA's own context, the adapter bank, tails.
+SESSION_SHARE = 1 / 3
 
 
 def choose_device(wanted: Device | Literal["auto"]) -> Device:
@@ -78,6 +81,15 @@ def gpu_share(wanted: Device | Literal["auto"], *, replicas: int, num_gpus: int)
     return math.floor(SHARE_STEPS / replicas_on_one) / SHARE_STEPS
 
 
+def limit_gpu_memory(share: float) -> None:
+    """Keep the sessions of this process within its share of a GPU; nothing to do for all or none.
+
+    Each session has an arena of its own, and the limit is of one arena, not of the process.
+    """
+    if 0 < share < 1:
+        limit_arenas(math.floor(_gpu_memory_bytes() * share * SESSION_SHARE))
+
+
 def _unusable(problem: str) -> DeviceError:
     return DeviceError(
         f"Setting device is cuda, but it cannot be used: {problem}. ONNX Runtime lists "
@@ -105,6 +117,15 @@ def _num_gpus() -> int:
     if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
         return 0
     return count.value
+
+
+def _gpu_memory_bytes() -> int:
+    """Memory of the first GPU that the driver shows this process."""
+    driver, device, total = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(0), ctypes.c_size_t(0)
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
+        raise DeviceError("Ray gave this replica a part of a GPU, and the driver shows none.")
+    driver.cuDeviceTotalMem_v2(ctypes.byref(total), device)
+    return total.value
 
 
 def _session_problem() -> str:

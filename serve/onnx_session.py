@@ -38,6 +38,11 @@ def open_session(graph: bytes, device: Device = "cpu") -> onnxruntime.InferenceS
     return session
 
 
+def limit_arenas(num_bytes: int) -> None:
+    """Let each session that this process opens from now on take at most this much of a GPU."""
+    _CUDA_OPTIONS["gpu_mem_limit"] = str(num_bytes)
+
+
 _CUDA_OPTIONS = {
     # The default doubles the arena's memory whenever it grows.
     "arena_extend_strategy": "kSameAsRequested",

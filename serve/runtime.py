@@ -52,9 +52,13 @@ def prepare(
         RuntimeProblemError: no free ports, or no HAProxy binary.
     """
     ports = free_ports(folder)
-    variables = {
-        **_RAY,
+    variables: dict[str, object] = {
+        **SWITCHES,
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        # A replica that drains need not wait for proxies of other nodes to notice; see also the
+        # graceful shutdown of the deployment.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": 1,
+        "RAY_SERVE_PORT_QUARANTINE_S": 0,
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": ports + 2,
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": ports + 3,
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": ports + 4,
@@ -67,46 +71,52 @@ def prepare(
         # alone (this is what it does on macOS and Windows; on Linux only this switch asks for it).
         variables["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if proxy == "haproxy":
-        launcher = write_launcher(
-            folder, host, body_timeout_s=body_timeout_s, certificate=certificate
-        )
-        variables |= _haproxy(folder, ports, launcher, max_body_bytes, timeout_s)
+        launcher = write_launcher(folder, body_timeout_s=body_timeout_s, certificate=certificate)
+        variables |= PROXY_SWITCHES | _haproxy(folder, ports, launcher, max_body_bytes, timeout_s)
     for name, value in variables.items():
         os.environ.setdefault(name, str(value))
 
 
-_RAY = {
+# What every cluster needs, on one machine as in Kubernetes (`k8s/base/ray.env`).
+SWITCHES = {
     "RAY_USAGE_STATS_ENABLED": 0,
     # Ray starts its workers at niceness 15; replicas would stand back behind any other program.
     "RAY_worker_niceness": 0,
     # Ray would otherwise pack the working folder and start workers through uv, when uv started us.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": 0,
-    # Token authentication, with a token of this service's own and no file in the home folder.
+    # Token authentication; no token is kept in a file in the home folder.
     "RAY_AUTH_MODE": "token",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": 0,  # silences a warning about GPUs that are not asked for
-    # A replica that drains need not wait for proxies of other nodes to notice; see also the
-    # graceful shutdown of the deployment.
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": 1,
-    "RAY_SERVE_PORT_QUARANTINE_S": 0,
     # A proxy that starts on a busy machine is killed after 5 s otherwise, and the start fails.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": 60,
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": 2,
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": 2,
+}
+# HAProxy in front and the throughput switches: 5 to 10 times Ray's default proxy.
+PROXY_SWITCHES = {
+    "RAY_SERVE_ENABLE_HA_PROXY": 1,
+    # Never without the former: alone it forces one proxy on the head node.
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": 1,
+    "RAY_SERVE_LOG_TO_STDERR": 1,  # the throughput switch turns it off
+    # A line to a Python process for each request: 0.16 ms of a core, for what /metrics has too.
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": 0,
+    "RAY_SERVE_HAPROXY_MAXCONN": 2048,
+    # A request whose replica died is sent to another. Predictions change nothing, and changes
+    # carry a key; a retry needs the whole request in one buffer.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    # Of silence; an hour by default. What drips is bounded by the launcher and `http/edge.py`.
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": 30,
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": 2,
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": 4,
 }
 
 
 def _haproxy(
     folder: Path, ports: int, launcher: Path, max_body_bytes: int, timeout_s: float
 ) -> dict[str, object]:
-    """HAProxy in front and the throughput switches: 5 to 10 times Ray's default proxy."""
+    """Where HAProxy keeps things beside other services of this machine, and how much it takes."""
     return {
-        "RAY_SERVE_ENABLE_HA_PROXY": 1,
-        # Never without the former: alone it forces one proxy on the head node.
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": 1,
-        "RAY_SERVE_LOG_TO_STDERR": 1,  # the throughput switch turns it off
         "RAY_SERVE_HAPROXY_BINARY_PATH": launcher,
-        # A line to a Python process for each request: 0.16 ms of a core, for what /metrics has too.
-        "RAY_SERVE_HAPROXY_METRICS_ENABLED": 0,
         "RAY_SERVE_HAPROXY_METRICS_PORT": ports,
         "RAY_SERVE_HAPROXY_STATS_PORT": ports + 1,
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": folder / "haproxy.cfg",
@@ -115,25 +125,17 @@ def _haproxy(
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": folder / "server-state",
         "RAY_SERVE_HAPROXY_NBTHREAD": min(os.cpu_count() or 1, 4),
-        "RAY_SERVE_HAPROXY_MAXCONN": 2048,
-        # A request whose replica died is sent to another. Predictions change nothing, and changes
-        # carry a key; a retry needs the whole request in one buffer.
-        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": min(max_body_bytes, 256 * 1024),
         "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": round(timeout_s) + 30,
-        # Of silence; an hour by default. What drips is bounded by the launcher and `http/edge.py`.
-        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": 30,
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": 2,
-        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": 4,
     }
 
 
 def write_launcher(
-    folder: Path, host: str, *, body_timeout_s: float = 30.0, certificate: Path | None = None
+    folder: Path, *, body_timeout_s: float = 30.0, certificate: Path | None = None
 ) -> Path:
     """A script that mends the configuration which Ray wrote for HAProxy, and starts HAProxy.
 
-    Ray 2.60 has no setting for these changes: metrics and statistics answer on the front door's
+    Ray 2.60 has no setting for these changes: metrics and statistics answer on the loopback
     address instead of on every interface; each request has an id before it is first sent to a
     replica, so that a retry carries the same one; and it is sent once its body is there, or as much
     as the buffer takes: most clients send headers and body apart, and a request that went on before
@@ -151,8 +153,8 @@ def write_launcher(
     script.write_text(
         f"""#!/bin/sh
 set -eu
-sed -i -e '/^frontend prometheus/,/bind/ s/bind \\*\\{{0,1\\}}:/bind {host}:/' \\
-    -e '/^listen stats/,/bind/ s/bind \\*:/bind {host}:/' \\
+sed -i -e '/^frontend prometheus/,/bind/ s/bind \\*\\{{0,1\\}}:/bind 127.0.0.1:/' \\
+    -e '/^listen stats/,/bind/ s/bind \\*:/bind 127.0.0.1:/' \\
     -e '/^frontend http_frontend/,/bind/ s|^\\( *bind .*\\)|\\1{tls}|' \\
     -e '/^frontend http_frontend/ a\\
     timeout http-request {math.ceil(body_timeout_s)}s\\
@@ -163,7 +165,7 @@ sed -i -e '/^frontend prometheus/,/bind/ s/bind \\*\\{{0,1\\}}:/bind {host}:/' \
 exec {haproxy_binary()} "$@"
 """
     )
-    script.chmod(0o700)
+    script.chmod(0o755)  # an image's other users start it too
     return script
 
 

@@ -14,17 +14,17 @@ from typing import Any
 
 import httpx
 
-from export.bundle import TRUNK_MANIFEST, Digest, read_trunk_folder
 from serve import runtime
 from serve.access import has_admin
 from serve.devices import refuse_without_gpu
+from serve.first_trunk import store_folder
 from serve.headlog import HeadLog
 from serve.precision import choose_precision
 from serve.record import LogView, TrunkChange
 from serve.replica import NoTrunkError
 from serve.settings import ServeSettings
 from serve.tls import certificate_for, context_for
-from serve.trunks import load_trunk_manifest, store_trunk
+from serve.trunks import load_trunk_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ class Service:
         Raises:
             StartError: the port is taken, nobody could make a token, or a replica cannot start.
             NoTrunkError: the store has no trunk and none was given.
+            OtherTrunkError: the store has another trunk than the one given.
             PrecisionError: the trunk has no variant of the precision in the settings.
             DeviceError: the device in the settings is not on this machine.
             StoreError: the store cannot be used.
@@ -121,7 +122,7 @@ class Service:
             proxy=self._proxy,
         )
         self._step("ray")
-        ray = self._start_ray()
+        self._start_ray()
         self._step("ray serve")
         from ray import serve as ray_serve  # noqa: PLC0415 (reads the variables set above)
 
@@ -130,10 +131,7 @@ class Service:
         self._step("conductor")
         from serve import app, cluster  # noqa: PLC0415 (see above)
 
-        conductor = cluster.conductor_of(settings)
-        live = ray.get(conductor.install_trunk.remote(trunk))
-        if live != trunk.trunk:
-            raise StartError(_other_trunk(live, trunk.trunk))
+        cluster.install_trunk(settings, trunk)
         self._step("replicas")
         try:
             app.run_app(settings)
@@ -169,20 +167,14 @@ class Service:
     def _find_trunk(self) -> TrunkChange:
         """The trunk to serve: what the log names, else the folder given, stored now."""
         log = HeadLog(self.settings.store)
+        if self._trunk is not None:
+            return store_folder(log, self._trunk)
         logged = log.follow(LogView()).trunk
-        if self._trunk is None:
-            if logged is None:
-                raise NoTrunkError(
-                    f"The store {self.settings.store} has no trunk; start with --trunk FOLDER."
-                )
-            return logged
-        manifest, files = read_trunk_folder(self._trunk)
-        if logged is not None and logged.trunk != manifest.digest:
-            raise StartError(_other_trunk(logged.trunk, manifest.digest))
-        # The folder of the trunk that is logged may bring variants that the store has not yet.
-        return store_trunk(log, (self._trunk / TRUNK_MANIFEST).read_bytes(), files)
+        if logged is None:
+            raise NoTrunkError(f"The store {log.url} has no trunk; start with --trunk FOLDER.")
+        return logged
 
-    def _start_ray(self) -> Any:
+    def _start_ray(self) -> None:
         import ray  # noqa: PLC0415 (reads the variables that were set before)
 
         try:
@@ -195,7 +187,6 @@ class Service:
             self._progress("ray again: its first start took too long")
             ray.shutdown()
             self._init_ray(ray)
-        return ray
 
     def _init_ray(self, ray: Any) -> None:
         """Start a cluster of this service's own."""
@@ -255,11 +246,3 @@ class Service:
 def _log_of_ray(data: dict[str, Any], ignore_prefix: bool) -> None:  # noqa: FBT001, ARG001
     for line in data["lines"]:
         ray_logger.warning("%s: %s", data["pid"], line)
-
-
-def _other_trunk(live: Digest, given: Digest) -> str:
-    return (
-        f"The store serves trunk {live}, and the folder given is trunk {given}. Heads fit one "
-        "trunk only: start without --trunk and push the new one with a bundle of every live task, "
-        "headstock push TRUNK BUNDLE..., or use another --store."
-    )

@@ -126,6 +126,10 @@ class ServeSettings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the trunk runs: cpu, cuda, or auto: a GPU if one can be used."
     )
+    gpus_per_replica: Annotated[float, Field(ge=0, le=1)] = Field(
+        0,
+        description="Share of a GPU for each replica; 0: they share those evenly that Ray sees.",
+    )
     batch_target_s: PositiveFloat = Field(
         0.01,
         description="A batch takes as many pictures as the trunk runs in this time.",
@@ -194,7 +198,7 @@ def load_settings(**flags: object) -> ServeSettings:
     Raises:
         SettingsError: names the setting, its value and what was expected.
     """
-    _refuse_unknown_variables()
+    refuse_unknown_variables()
     given = {name: value for name, value in flags.items() if value is not None}
     try:
         return ServeSettings.model_validate(given)
@@ -211,7 +215,12 @@ def load_settings(**flags: object) -> ServeSettings:
         raise SettingsError(f"{setting} is {value}: {problem['msg']}.") from cause
 
 
-def _refuse_unknown_variables() -> None:
+def refuse_unknown_variables() -> None:
+    """A misspelt setting would otherwise be a default that nobody meant.
+
+    Raises:
+        SettingsError: names the variable and the setting that is closest.
+    """
     names = [name.upper() for name in ServeSettings.model_fields]
     known = [PREFIX + name for name in names]
     for variable in os.environ:

@@ -100,7 +100,6 @@ class FrontDoor:
         )
         launcher = runtime.write_launcher(
             self._folder,
-            "127.0.0.1",
             body_timeout_s=self._body_timeout_s,
             certificate=self._certificate,
         )

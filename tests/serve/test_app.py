@@ -24,6 +24,7 @@ for listens_on, settings in json.loads(sys.argv[1]):
     app.ray.is_initialized = lambda: True
     app.ray.cluster_resources = dict
     app._get_global_client = lambda **_: client
+    app.wait_for_trunk = lambda _: None
     try:
         app.build_app(ServeSettings.model_validate({"store": "/s", **settings}))
         print("built")

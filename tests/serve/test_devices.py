@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from export.bundle import TRUNK_ADAPTED, TRUNK_GRAPH
-from serve import contender, devices, gates
+from serve import contender, devices, gates, onnx_session
 from serve.adapted import families_in
-from serve.devices import choose_device, gpu_share, refuse_without_gpu
+from serve.devices import choose_device, gpu_share, limit_gpu_memory, refuse_without_gpu
 from serve.engine import Engine, LiveHead, Row
 from serve.heads import Head
 from serve.onnx_session import CUDA, DeviceError, open_session
@@ -42,10 +42,19 @@ from serve import app
 from serve.devices import choose_device
 from serve.settings import ServeSettings
 
-cases = ("auto", {"GPU": 1.0}), ("cuda", {"GPU": 3.0}), ("cpu", {"GPU": 1.0}), ("auto", {})
-for device, gpus in cases:
+app.wait_for_trunk = lambda store: None
+cases = (
+    ("auto", {"GPU": 1.0}, 0),
+    ("cuda", {"GPU": 3.0}, 0),
+    ("cpu", {"GPU": 1.0}, 0),
+    ("auto", {}, 0),
+    ("cuda", {}, 0.25),
+    ("cpu", {}, 0.25),
+)
+for device, gpus, share in cases:
     app.ray.cluster_resources = lambda: {"CPU": 2.0, **gpus}
-    application = app.build_app(ServeSettings(store="/s", device=device, replicas=3))
+    settings = ServeSettings(store="/s", device=device, replicas=3, gpus_per_replica=share)
+    application = app.build_app(settings)
     print(application._bound_deployment.ray_actor_options["num_gpus"])
 app._log_to_stderr()
 choose_device("cpu")
@@ -214,13 +223,16 @@ def test_replicas_on_the_cpu_take_no_gpu(wanted: str, num_gpus: int) -> None:
 
 
 def test_replicas_ask_ray_for_their_share() -> None:
-    """Ray takes the options, and shows a replica no GPU but its own; what it picks is logged."""
+    """Ray takes the options, and shows a replica no GPU but its own; what it picks is logged.
+
+    A share that is set is asked for also where no node has a GPU yet.
+    """
     # In a process of its own: importing Ray warns, and warnings are errors here.
     ran = subprocess.run(
         [sys.executable, "-c", SHARES], check=True, capture_output=True, text=True, cwd=ROOT
     )
 
-    assert ran.stdout.split() == ["0.3333", "1.0", "0.0", "0.0"]
+    assert ran.stdout.split() == ["0.3333", "1.0", "0.0", "0.0", "0.25", "0.0"]
     assert ran.stderr.endswith(" INFO serve.devices: device cpu, as set\n")
 
 
@@ -228,6 +240,32 @@ def test_cuda_in_a_cluster_without_a_gpu_is_an_error() -> None:
     """Ray would wait for a node that never comes."""
     with pytest.raises(DeviceError, match="Ray sees no GPU on any node"):
         gpu_share("cuda", replicas=2, num_gpus=0)
+
+
+@pytest.mark.parametrize(
+    ("share", "limits"), [(0.25, ["2000000000"] * 2), (1.0, [None] * 2), (0.0, [None] * 2)]
+)
+def test_a_part_of_a_gpu_limits_what_each_session_takes(
+    monkeypatch: pytest.MonkeyPatch, share: float, limits: list[str | None]
+) -> None:
+    """Of 24 GB a quarter is 6; either graph of the trunk may take a third of that."""
+    asked: list[str | None] = []
+
+    def take(*_: object, providers: list[tuple[str, dict[str, str]]], **__: object) -> None:
+        asked.append(providers[0][1].get("gpu_mem_limit"))
+        raise DeviceError("no session is made here")
+
+    monkeypatch.setattr(devices, "_gpu_memory_bytes", lambda: 24 * 10**9)
+    monkeypatch.setattr(onnx_session.onnxruntime, "InferenceSession", take)
+    monkeypatch.setattr(onnx_session, "_CUDA_OPTIONS", dict(onnx_session._CUDA_OPTIONS))
+    providers = {"cuda": [(CUDA, onnx_session._CUDA_OPTIONS)]}
+    monkeypatch.setattr(onnx_session, "_PROVIDERS", providers)
+    limit_gpu_memory(share)
+    for _ in range(2):
+        with pytest.raises(DeviceError):
+            open_session(trunk_graph(), "cuda")
+
+    assert asked == limits
 
 
 @gpu
