@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -63,13 +63,22 @@ class Program:
     Args:
         folder: Where its store and its output go.
         trunk: Folder of its trunk.
+        command: How it is called.
         settings: `HEADSTOCK_*` variables, without the prefix.
     """
 
-    def __init__(self, folder: Path, trunk: Path, **settings: object) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        trunk: Path,
+        *,
+        command: Sequence[object] = (HEADSTOCK,),
+        **settings: object,
+    ) -> None:
         self.store, self.port = folder / "store", free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._folder, self._trunk, self._settings = folder, trunk, settings
+        self._command = [str(part) for part in command]
         self._process: subprocess.Popen[bytes] | None = None
         self._seen: dict[int, psutil.Process] = {}
         self.ready: dict[str, Any] = {}
@@ -79,7 +88,7 @@ class Program:
         with (self._folder / "out").open("wb") as out, (self._folder / "err").open("wb") as err:
             self._process = subprocess.Popen(
                 [
-                    HEADSTOCK, "serve", "--store", self.store, "--trunk", self._trunk,
+                    *self._command, "serve", "--store", self.store, "--trunk", self._trunk,
                     "--port", str(self.port), "--replicas", "2", "--json",
                 ],
                 env=clean_environment(**self._settings),
