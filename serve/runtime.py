@@ -140,7 +140,8 @@ def write_launcher(
     replica, so that a retry carries the same one; and it is sent once its body is there, or as much
     as the buffer takes: most clients send headers and body apart, and a request that went on before
     its body came is not retried; headers and that body come within `body_timeout_s`, however slowly
-    they drip; and it speaks TLS if there is a certificate.
+    they drip; it speaks TLS if there is a certificate; and where a request is lost with its replica
+    all the same, its answer is "ask again", not the 500 that Ray puts in the place of 502 to 504.
 
     Returns:
         The script, which Ray calls as `SCRIPT -db -f CONFIG ...`.
@@ -150,12 +151,15 @@ def write_launcher(
     """
     script = folder / "haproxy"
     tls = f" ssl crt {certificate} ssl-min-ver TLSv1.2 alpn http/1.1" if certificate else ""
+    unavailable = folder / "unavailable.http"
+    unavailable.write_bytes(_UNAVAILABLE)
     script.write_text(
         f"""#!/bin/sh
 set -eu
 sed -i -e '/^frontend prometheus/,/bind/ s/bind \\*\\{{0,1\\}}:/bind 127.0.0.1:/' \\
     -e '/^listen stats/,/bind/ s/bind \\*:/bind 127.0.0.1:/' \\
     -e '/^frontend http_frontend/,/bind/ s|^\\( *bind .*\\)|\\1{tls}|' \\
+    -e 's|^\\( *errorfile 50[234] \\).*|\\1{unavailable}|' \\
     -e '/^frontend http_frontend/ a\\
     timeout http-request {math.ceil(body_timeout_s)}s\\
     unique-id-format %[uuid]\\
@@ -167,6 +171,20 @@ exec {haproxy_binary()} "$@"
     )
     script.chmod(0o755)  # an image's other users start it too
     return script
+
+
+# For every route: a problem, and in `/v2`, whose clients read `error`, an error of that protocol.
+_LOST = "The replica that had this request is gone, or none answers now. Ask again."
+_PROBLEM = (
+    f'{{"type":"about:blank","title":"Not available now","status":503,"detail":"{_LOST}",'
+    f'"error":"{_LOST}"}}'
+)
+_UNAVAILABLE = (
+    "HTTP/1.1 503 Service Unavailable\r\n"
+    "Content-Type: application/problem+json\r\n"
+    "Retry-After: 1\r\n"
+    f"Content-Length: {len(_PROBLEM)}\r\n\r\n{_PROBLEM}"
+).encode()
 
 
 def haproxy_binary() -> str:

@@ -40,6 +40,7 @@ config = HAProxyConfig(
     timeout_client_s=30,
     metrics_enabled=False,
     bufsize=65536,
+    error_file_path=f"{folder}/500.http",
 )
 backend = BackendConfig(
     name="app",
@@ -60,6 +61,12 @@ print(
     )
 )
 """
+
+
+AS_RAY_WRITES_IT = (
+    b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: text/plain\r\n"
+    b"Content-Length: 21\r\n\r\nInternal Server Error"
+)
 
 
 class FrontDoor:
@@ -98,6 +105,7 @@ class FrontDoor:
         configuration.write_text(
             subprocess.run(command, check=True, capture_output=True, text=True).stdout
         )
+        (self._folder / "500.http").write_bytes(AS_RAY_WRITES_IT)
         launcher = runtime.write_launcher(
             self._folder,
             body_timeout_s=self._body_timeout_s,
@@ -120,8 +128,7 @@ class FrontDoor:
         assert self._process is not None
         self._process.kill()
         self._process.wait(10)
-        self._server.should_exit = True
-        self._thread.join(10)
+        self.stop_replica()
 
     def connect(self, trusted: Path | None = None) -> socket.socket:
         """A connection to it."""
@@ -140,6 +147,11 @@ class FrontDoor:
             while piece := connection.recv(65536):
                 told += piece
         return told
+
+    def stop_replica(self) -> None:
+        """End the server behind it, as if it had been killed."""
+        self._server.should_exit = True
+        self._thread.join(10)
 
     async def _record(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == "/-/healthz":  # as Ray's replicas do
