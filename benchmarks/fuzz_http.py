@@ -217,7 +217,8 @@ def exchange(url: str, frame: bytes, *, timeout_s: float) -> bytes:
         contextlib.suppress(ConnectionError),
     ):
         connection.sendall(frame)
-        connection.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):  # ENOTCONN, where it has gone already
+            connection.shutdown(socket.SHUT_WR)
         while len(told) < 2**16 and (more := connection.recv(2**16)):
             told += more
     return told
