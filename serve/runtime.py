@@ -137,11 +137,12 @@ def write_launcher(
 
     Ray 2.60 has no setting for these changes: metrics and statistics answer on the loopback
     address instead of on every interface; each request has an id before it is first sent to a
-    replica, so that a retry carries the same one; and it is sent once its body is there, or as much
-    as the buffer takes: most clients send headers and body apart, and a request that went on before
-    its body came is not retried; headers and that body come within `body_timeout_s`, however slowly
-    they drip; it speaks TLS if there is a certificate; and where a request is lost with its replica
-    all the same, its answer is "ask again", not the 500 that Ray puts in the place of 502 to 504.
+    replica, so that a retry carries the same one, and no header that Ray would stumble over; it is
+    sent once its body is there, or as much as the buffer takes: most clients send headers and body
+    apart, and a request that went on before its body came is not retried; headers and that body
+    come within `body_timeout_s`, however slowly they drip; it speaks TLS if there is a certificate;
+    and where a request is lost with its replica all the same, its answer is "ask again", not the
+    500 that Ray puts in the place of 502 to 504.
 
     Returns:
         The script, which Ray calls as `SCRIPT -db -f CONFIG ...`.
@@ -163,7 +164,10 @@ sed -i -e '/^frontend prometheus/,/bind/ s/bind \\*\\{{0,1\\}}:/bind 127.0.0.1:/
     -e '/^frontend http_frontend/ a\\
     timeout http-request {math.ceil(body_timeout_s)}s\\
     unique-id-format %[uuid]\\
+    http-request del-header x-request-id if !{{ req.fhdr_cnt(x-request-id) 1 }}\\
+    http-request del-header x-request-id if !{{ req.fhdr(x-request-id) -m reg ^[!-~]+$ }}\\
     http-request set-header x-request-id %[unique-id] if !{{ req.hdr(x-request-id) -m found }}\\
+    http-request del-header ^({"|".join(_HEADERS_OF_RAY)})$ -m reg\\
     option http-buffer-request
 ' "$3"
 exec {haproxy_binary()} "$@"
@@ -172,6 +176,15 @@ exec {haproxy_binary()} "$@"
     script.chmod(0o755)  # an image's other users start it too
     return script
 
+
+# Headers by which a caller would tell Ray's part of a replica what to do; one that is not UTF-8
+# would get a 500 as its answer.
+_HEADERS_OF_RAY = (
+    "x-request-timeout-seconds",
+    "x-request-disconnect-disabled",
+    "x[-_]session[-_]id",
+    "serve[-_]multiplexed[-_]model[-_]id",
+)
 
 # For every route: a problem, and in `/v2`, whose clients read `error`, an error of that protocol.
 _LOST = "The replica that had this request is gone, or none answers now. Ask again."

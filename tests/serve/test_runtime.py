@@ -96,7 +96,7 @@ def test_the_launcher_binds_metrics_and_statistics_to_loopback(
     assert [line for line in rendered.splitlines() if "bind" not in line] == [
         line
         for line in mended.splitlines()
-        if not re.search("bind|unique-id|buffer|http-request 30s", line)
+        if not re.search("bind|unique-id|buffer|http-request 30s|del-header", line)
     ]
 
 
@@ -104,17 +104,20 @@ def test_the_launcher_binds_metrics_and_statistics_to_loopback(
 def test_the_launcher_gives_every_request_an_id_before_it_is_sent(
     tmp_path: Path, rendered: str
 ) -> None:
-    """In the front door's section, for requests that bring none; and waits for the body."""
+    """In the front door's section, where none usable was brought; and waits for the body."""
     mended, _ = launch(tmp_path, rendered)
     section = mended.partition("frontend http_frontend")[2].partition("default_backend")[0]
 
     is_missing = "if !{ req.hdr(x-request-id) -m found }"
-    assert section.splitlines()[1:5] == [
+    assert section.splitlines()[1:7] == [
         "    timeout http-request 30s",
         "    unique-id-format %[uuid]",
+        "    http-request del-header x-request-id if !{ req.fhdr_cnt(x-request-id) 1 }",
+        "    http-request del-header x-request-id if !{ req.fhdr(x-request-id) -m reg ^[!-~]+$ }",
         f"    http-request set-header x-request-id %[unique-id] {is_missing}",
-        "    option http-buffer-request",
+        section.splitlines()[6],  # the headers that go no further: see test_front_door.py
     ]
+    assert section.splitlines()[7] == "    option http-buffer-request"
 
 
 def test_two_processes_never_get_the_same_ports() -> None:
