@@ -64,6 +64,7 @@ class Program:
         folder: Where its store and its output go.
         trunk: Folder of its trunk.
         command: How it is called.
+        store: URL of its store, if that is no folder.
         settings: `HEADSTOCK_*` variables, without the prefix.
     """
 
@@ -73,9 +74,11 @@ class Program:
         trunk: Path,
         *,
         command: Sequence[object] = (HEADSTOCK,),
+        store: str = "",
         **settings: object,
     ) -> None:
         self.store, self.port = folder / "store", free_port()
+        self._store_url = store or str(self.store)
         self.url = f"http://127.0.0.1:{self.port}"
         self._folder, self._trunk, self._settings = folder, trunk, settings
         self._command = [str(part) for part in command]
@@ -88,7 +91,7 @@ class Program:
         with (self._folder / "out").open("wb") as out, (self._folder / "err").open("wb") as err:
             self._process = subprocess.Popen(
                 [
-                    *self._command, "serve", "--store", self.store, "--trunk", self._trunk,
+                    *self._command, "serve", "--store", self._store_url, "--trunk", self._trunk,
                     "--port", str(self.port), "--replicas", "2", "--json",
                 ],
                 env=clean_environment(**self._settings),
@@ -175,8 +178,8 @@ class Program:
         return self.named(CONDUCTOR)[-1]
 
     def view(self) -> LogView:
-        """What its log says, read from the disk."""
-        return HeadLog(str(self.store)).follow(LogView())
+        """What its log says, read anew."""
+        return HeadLog(self._store_url).follow(LogView())
 
     def next_record(self) -> Path:
         """The file in which the next record will be."""
