@@ -18,6 +18,7 @@ from serve import runtime
 from serve.access import has_admin
 from serve.devices import refuse_without_gpu
 from serve.first_trunk import store_folder
+from serve.front_door import close_front_door
 from serve.headlog import HeadLog
 from serve.precision import choose_precision
 from serve.record import LogView, TrunkChange
@@ -32,6 +33,7 @@ ray_logger = logging.getLogger(f"{__name__}.ray")
 
 READY_S = 60.0
 READY_CHECK_S = 0.02
+CLOSE_S = 5.0  # for what is in flight when the service is told to stop
 # The names of unix sockets have to fit 107 bytes, so a long TMPDIR does not do.
 _SHORT = "/tmp" if Path("/tmp").is_dir() else None  # noqa: S108 (made private, under a random name)
 
@@ -225,6 +227,8 @@ class Service:
             if ray.is_initialized():
                 from ray import serve as ray_serve  # noqa: PLC0415
 
+                if self._folder != Path():
+                    close_front_door(self._folder, limit_s=CLOSE_S)
                 ray_serve.shutdown()
                 ray.shutdown()
         finally:

@@ -1,74 +1,106 @@
-"""What HAProxy, as the launcher sets it up, lets through to a replica."""
+"""HAProxy's door is closed without breaking what came through it."""
 
 from __future__ import annotations
 
+import subprocess
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import httpx
 import pytest
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
 
-from tests.serve.front_door import FrontDoor
+from serve.front_door import close_front_door
+from serve.runtime import haproxy_binary
+from tests.end_to_end.program import free_port
+from tests.serve.harness import until
 
-
-async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers with the headers that it got."""
-    if scope["type"] == "http":
-        headers = [[name, value] for name, value in Request(scope).headers.items()]
-        answer: Response = JSONResponse(headers)
-        await answer(scope, receive, send)
+SLOW_S = 1.0
 
 
-@pytest.fixture(scope="module")
-def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrontDoor]:
-    """HAProxy before a replica that tells what it heard."""
-    with FrontDoor(tmp_path_factory.mktemp("door"), echo, body_timeout_s=10.0) as opened:
-        yield opened
+class Slow(BaseHTTPRequestHandler):
+    """Answers after a second."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        """Any path."""
+        time.sleep(SLOW_S)
+        self.send_response(200)
+        self.send_header("content-length", "4")
+        self.end_headers()
+        self.wfile.write(b"done")
 
 
-def heard(door: FrontDoor, headers: list[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
-    """What the replica hears of a request with these headers."""
-    answer = httpx.get(f"http://127.0.0.1:{door.port}/tasks", headers=headers, timeout=20)
-    assert answer.status_code == 200
-    return [(name, value) for name, value in answer.json()]
+@pytest.fixture
+def door(tmp_path: Path) -> Iterator[str]:
+    """A real HAProxy in front of a slow server, by a configuration in the test's folder."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port, config = free_port(), tmp_path / "node" / "haproxy.cfg"
+        config.parent.mkdir()
+        config.write_text(
+            f"""defaults
+    mode http
+    timeout connect 5s
+    timeout client 30s
+    timeout server 30s
+    option idle-close-on-response
+frontend door
+    bind 127.0.0.1:{port}
+    default_backend slow
+backend slow
+    server one 127.0.0.1:{server.server_port}
+"""
+        )
+        with subprocess.Popen([haproxy_binary(), "-db", "-f", str(config)]) as process:
+            url = f"http://127.0.0.1:{port}"
+            until(lambda: is_open(url))
+            yield url
+            process.kill()
+        server.shutdown()
 
 
-def request_ids(door: FrontDoor, *sent: bytes) -> list[str]:
-    """The ids that the replica hears where these were sent."""
-    told = heard(door, [(b"X-Request-Id", value) for value in sent])
-    return [value for name, value in told if name == "x-request-id"]
+def is_open(url: str) -> bool:
+    """Whether a connection is taken."""
+    try:
+        httpx.get(url, timeout=5)
+    except httpx.ConnectError:
+        return False
+    return True
 
 
-def test_a_request_keeps_the_id_that_it_came_with(door: FrontDoor) -> None:
-    """A caller finds his request again by it."""
-    assert request_ids(door, b"order-7/b,c") == ["order-7/b,c"]
+def test_what_is_in_flight_is_answered_and_nothing_more_is_taken(door: str, tmp_path: Path) -> None:
+    """It takes as long as the answer does."""
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(httpx.get, door, timeout=10)
+        time.sleep(SLOW_S / 4)
+        is_closed = close_front_door(tmp_path, limit_s=10.0)
+
+        assert asked.result().text == "done"
+    assert is_closed
+    assert not is_open(door)
 
 
-@pytest.mark.parametrize("sent", [(), (b"a", b"b"), (b"\xe9",), (b"a\xff",), (b"a b",), (b"",)])
-def test_one_without_a_usable_id_gets_one(door: FrontDoor, sent: tuple[bytes, ...]) -> None:
-    """None, two, or one that is no plain ASCII: Ray answers what is not UTF-8 with 500."""
-    (given,) = request_ids(door, *sent)
+def test_an_idle_connection_is_not_waited_for_longer_than_allowed(
+    door: str, tmp_path: Path
+) -> None:
+    """Its client may keep it for as long as it likes."""
+    with httpx.Client() as client:
+        client.get(door)
+        began_s = time.monotonic()
 
-    assert len(given) == 36
-    assert given.count("-") == 4
+        assert not close_front_door(tmp_path, limit_s=0.5)
+    assert time.monotonic() - began_s < 5
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        b"x-request-timeout-seconds",
-        b"X-Request-Disconnect-Disabled",
-        b"x-session-id",
-        b"X_Session_Id",
-        b"serve_multiplexed_model_id",
-        b"Serve-Multiplexed-Model-Id",
-    ],
-)
-def test_a_caller_cannot_speak_to_ray(door: FrontDoor, name: bytes) -> None:
-    """What it takes from headers would go round our deadlines, or fail where it is not UTF-8."""
-    told = heard(door, [(name, b"\xff1"), (b"x-headstock-caller", b"me")])
+def test_the_door_of_another_service_stays_open(door: str, tmp_path: Path) -> None:
+    """Only what runs by a configuration in the folder is closed."""
+    other = tmp_path / "other"
+    other.mkdir()
 
-    assert name.decode().lower() not in dict(told)
-    assert dict(told)["x-headstock-caller"] == "me"
+    assert close_front_door(other, limit_s=1.0)
+    assert is_open(door)

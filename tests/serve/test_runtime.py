@@ -115,7 +115,7 @@ def test_the_launcher_gives_every_request_an_id_before_it_is_sent(
         "    http-request del-header x-request-id if !{ req.fhdr_cnt(x-request-id) 1 }",
         "    http-request del-header x-request-id if !{ req.fhdr(x-request-id) -m reg ^[!-~]+$ }",
         f"    http-request set-header x-request-id %[unique-id] {is_missing}",
-        section.splitlines()[6],  # the headers that go no further: see test_front_door.py
+        section.splitlines()[6],  # the headers that go no further: see test_launcher.py
     ]
     assert section.splitlines()[7] == "    option http-buffer-request"
 
