@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from export.bundle import CARD, MAX_HELDOUT_BYTES, digest_of
 from serve.heldout import read_heldout
 from serve.http.access import caller_in
-from serve.http.body import json_object, read_body
+from serve.http.body import check_fields, json_object, read_body
 from serve.http.changes import (
     FIELD_NAMES,
     MAX_COMMAND_BYTES,
@@ -138,10 +138,7 @@ class Admin:
     async def promote(self, request: Request) -> Response:
         """Make the candidate of a rollout live, or give it another share."""
         command = await json_object(request, max_bytes=MAX_COMMAND_BYTES)
-        if unknown := sorted(set(command) - {"share", "expected", "message"}):
-            raise RequestError(
-                400, f"Field {unknown[0]!r} is unknown; expected share, expected, message."
-            )
+        check_fields(command, "share", "expected", "message")
         change = _requested(
             request,
             promote=True,
@@ -154,10 +151,7 @@ class Admin:
     async def rollback(self, request: Request) -> Response:
         """Make an older bundle live again, as a new version."""
         command = await json_object(request, max_bytes=MAX_COMMAND_BYTES)
-        if unknown := sorted(set(command) - {"to", "expected", "message"}):
-            raise RequestError(
-                400, f"Field {unknown[0]!r} is unknown; expected to, expected, message."
-            )
+        check_fields(command, "to", "expected", "message")
         # Said now if the store is away, which the conductor would wait for.
         await self._history()
         change = _requested(

@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from typing import NamedTuple
 
 from starlette.datastructures import UploadFile
@@ -130,6 +130,16 @@ async def files_in(request: Request, *fields: str, max_bytes: int) -> list[File]
         return [File(field, part.filename or "", await part.read()) for field, part in parts]
     finally:
         await form.close()
+
+
+def check_fields(given: Iterable[str], *known: str) -> None:
+    """What is not understood is refused: it may have been meant.
+
+    Raises:
+        RequestError: a field has another name than these.
+    """
+    if unknown := sorted(set(given) - set(known)):
+        raise RequestError(400, f"Field {unknown[0]!r} is unknown; expected {', '.join(known)}.")
 
 
 async def _multipart(request: Request, body: bytes, max_pictures: int) -> list[bytes]:

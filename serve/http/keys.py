@@ -14,9 +14,10 @@ from starlette.responses import JSONResponse, Response
 from export.keys import KeyFileError, read_public_key
 from export.sign import key_id_of
 from serve.http.access import caller_in
-from serve.http.body import json_object
+from serve.http.body import check_fields, json_object
 from serve.http.changes import MAX_COMMAND_BYTES, change_by, idempotency_key, malformed, written
 from serve.http.problems import RequestError, problem_of_refusal
+from serve.http.query import check_parameters
 from serve.link import Link
 from serve.messages import KeyRequest, Refused
 from serve.record import KeyVersion, LogView
@@ -46,17 +47,13 @@ class Keys:
     async def trust(self, request: Request) -> Response:
         """Trust a key, or change for what and until when it is trusted."""
         fields = await json_object(request, max_bytes=MAX_COMMAND_BYTES)
-        if unknown := sorted(set(fields) - set(FIELDS)):
-            raise RequestError(
-                400, f"Field {unknown[0]!r} is unknown; expected {', '.join(FIELDS)}."
-            )
+        check_fields(fields, *FIELDS)
         message = fields.get("message", "")
         return await self._answer(request, _trusted(fields), message)
 
     async def revoke(self, request: Request) -> Response:
         """Trust a key no more; answers with the live versions that it signed, which stay live."""
-        if unknown := sorted(set(request.query_params) - {"message"}):
-            raise RequestError(400, f"Parameter {unknown[0]!r} is unknown; expected message.")
+        check_parameters(request, "message")
         return await self._answer(request, None, request.query_params.get("message", ""))
 
     async def _answer(self, request: Request, trust: KeyChange | None, message: object) -> Response:

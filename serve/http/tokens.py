@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from serve.access import TokenChange
 from serve.http.access import caller_in
-from serve.http.body import json_object
+from serve.http.body import check_fields, json_object
 from serve.http.changes import MAX_COMMAND_BYTES, change_by, idempotency_key, malformed, written
 from serve.http.problems import RequestError, problem_of_refusal
 from serve.http.query import check_parameters
@@ -44,10 +44,7 @@ class Tokens:
     async def make(self, request: Request) -> Response:
         """Take a token that the caller has made; only its digest comes here."""
         fields = await json_object(request, max_bytes=MAX_COMMAND_BYTES)
-        if unknown := sorted(set(fields) - set(FIELDS)):
-            raise RequestError(
-                400, f"Field {unknown[0]!r} is unknown; expected {', '.join(FIELDS)}."
-            )
+        check_fields(fields, *FIELDS)
         message = fields.pop("message", "")
         try:
             token = TokenChange.model_validate(fields)

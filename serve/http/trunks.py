@@ -21,9 +21,9 @@ from export.bundle import (
     read_trunk_manifest,
 )
 from serve.http.access import caller_in
-from serve.http.body import File, files_in, json_object
+from serve.http.body import File, check_fields, files_in, json_object
 from serve.http.changes import MAX_COMMAND_BYTES, change_by, idempotency_key, malformed
-from serve.http.problems import RequestError, problem_of_refusal
+from serve.http.problems import problem_of_refusal
 from serve.http.push import PARAMETERS, Beside, Push, answer_of_several, wanted_in
 from serve.http.query import check_parameters, flag_in
 from serve.link import Link
@@ -76,8 +76,7 @@ class TrunkRoutes:
     async def rollback(self, request: Request) -> Response:
         """Make the trunk live again that was served before, with the bundles that it had then."""
         command = await json_object(request, max_bytes=MAX_COMMAND_BYTES)
-        if unknown := sorted(set(command) - {"expected", "message"}):
-            raise RequestError(400, f"Field {unknown[0]!r} is unknown; expected expected, message.")
+        check_fields(command, "expected", "message")
         try:
             change = TrunkRollback(
                 key=idempotency_key(request),
