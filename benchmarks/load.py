@@ -52,8 +52,9 @@ async def run_load(
     seconds: float,
     warm_up_s: float = 0.5,
     content_type: str = "image/jpeg",
+    method: str = "POST",
 ) -> Load:
-    """POST `body` to `url` over and over; what is answered in the warm-up is not counted."""
+    """Send `body` to `url` over and over; what is answered in the warm-up is not counted."""
     return await run_spread_load(
         [url],
         body,
@@ -61,6 +62,7 @@ async def run_load(
         seconds=seconds,
         warm_up_s=warm_up_s,
         content_type=content_type,
+        method=method,
     )
 
 
@@ -72,6 +74,7 @@ async def run_spread_load(
     seconds: float,
     warm_up_s: float = 0.5,
     content_type: str = "image/jpeg",
+    method: str = "POST",
 ) -> Load:
     """The same with the connections shared out among several servers."""
     loop = asyncio.get_running_loop()
@@ -80,7 +83,8 @@ async def run_spread_load(
     for number in range(connections):
         url = urls[number % len(urls)]
         host, _, port = urlsplit(url).netloc.partition(":")
-        connection = _Connection(request_of(url, body, content_type), load, began_s)
+        request = request_of(url, body, content_type, method=method)
+        connection = _Connection(request, load, began_s)
         await loop.create_connection(lambda opening=connection: opening, host, int(port))
         opened.append(connection)
     await asyncio.gather(*(connection.is_over for connection in opened))
@@ -138,12 +142,17 @@ class _Connection(asyncio.Protocol):
 
 
 def request_of(
-    url: str, body: bytes, content_type: str = "image/jpeg", headers: Sequence[str] = ()
+    url: str,
+    body: bytes,
+    content_type: str = "image/jpeg",
+    headers: Sequence[str] = (),
+    *,
+    method: str = "POST",
 ) -> bytes:
-    """A whole POST as it goes over the wire."""
+    """A whole request as it goes over the wire."""
     parts = urlsplit(url)
     lines = (
-        f"POST {parts.path}{'?' + parts.query if parts.query else ''} HTTP/1.1",
+        f"{method} {parts.path}{'?' + parts.query if parts.query else ''} HTTP/1.1",
         f"Host: {parts.netloc}",
         f"Content-Type: {content_type}",
         f"Content-Length: {len(body)}",
