@@ -44,9 +44,10 @@ class Callers:
     Args:
         heads: The bundles that may answer.
         questions: The task lists to ask; each request takes one of them.
-        tries: How often a request is sent whose connection breaks. Where a process is killed, a
-            request in flight on it can break, and predictions are safe to send again, as the
-            product's own client does; elsewhere a broken connection is a failure.
+        tries: How often a request is sent whose connection breaks, or whose answer is to ask
+            again. Where a process is killed, that happens to requests in flight on it, and
+            predictions are safe to send again, as the product's own client does; elsewhere it is a
+            failure.
     """
 
     service: Program
@@ -57,6 +58,7 @@ class Callers:
     pause_s: float = 0.002
     seen: list[Seen] = field(default_factory=list)
     pushed: list[Pushed] = field(default_factory=list)
+    num_again: int = 0
 
     def __enter__(self) -> Self:
         self._pictures = [some_picture(seed) for seed in range(NUM_PICTURES)]
@@ -126,11 +128,16 @@ class Callers:
                 response = _post(client, tasks, self._files[place])
             except httpx.TransportError as broken:
                 if attempt < self.tries - 1:
+                    self.num_again += 1
                     continue
                 return Seen(tasks, picture, sent_s, time.monotonic(), (), repr(broken))
             given_s = time.monotonic()
             if response.is_success:
                 return Seen(tasks, picture, sent_s, given_s, self._answers(response, tasks))
+            if response.status_code == 503 and attempt < self.tries - 1:
+                self.num_again += 1
+                time.sleep(float(response.headers["retry-after"]))
+                continue
             error = f"{response.status_code} {response.text[:200]}"
             return Seen(tasks, picture, sent_s, given_s, (), error)
         raise AssertionError

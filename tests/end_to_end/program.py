@@ -149,6 +149,11 @@ class Program:
         self._process.wait(STOP_LIMIT_S)
         return time.monotonic() - began_s
 
+    def send_signal(self, number: int) -> None:
+        """To the program itself."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def left_over(self) -> list[psutil.Process]:
         """The processes that were ever seen below it and still run."""
         return [p for p in self._seen.values() if p.is_running() and _line(p)]
