@@ -82,4 +82,3 @@ def test_a_node_leaves_under_load_and_another_comes(fleet: Program, heads: Heads
 
     assert callers.judge() == []
     assert [len(replicas_on(node)) for node in nodes(fleet)] == [REPLICAS_OF_A_NODE] * NUM_NODES
-    print(how, len(callers.seen), callers.num_again)  # noqa: T201
