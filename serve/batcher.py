@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 
@@ -23,9 +24,9 @@ from serve.jobs import (
     Answer,
     FeaturesOnlyError,
     Job,
-    OtherTrunkError,
     StoppingError,
     UndecidedError,
+    model_name,
     no_head_of,
 )
 from serve.metrics import Metrics
@@ -40,7 +41,7 @@ CLOSE_S = 10.0
 
 
 def _cannot_decode(job: Job) -> None:
-    job.fail(OtherTrunkError())
+    job.fail_unfit()
 
 
 class Batcher:
@@ -103,6 +104,12 @@ class Batcher:
         return self._trunk
 
     @property
+    def served(self) -> tuple[RunningTrunk, Snapshot]:
+        """What is served and what is live, of one moment."""
+        with self._changed:
+            return self._trunk, self._snapshot
+
+    @property
     def is_alive(self) -> bool:
         """Whether the worker still takes batches."""
         return self._worker.is_alive()
@@ -114,7 +121,7 @@ class Batcher:
             OverloadedError: too much waits for it to be answered in time.
         """
         heads = self._snapshot.heads
-        asked = map(heads.get, job.tasks_of(heads))
+        asked = [job.version.live] if job.version else map(heads.get, job.tasks_of(heads))
         a_row = sum(head.row_cost for head in asked if head)
         an_input = FEATURES_COST if job.has_features else 1.0
         self.admission.admit(job, num_inputs=num_inputs, cost=num_inputs * (an_input + a_row))
@@ -309,7 +316,9 @@ class Batcher:
             for work, unit in batch:
                 for place in unit.heads:
                     self._metrics.count_rows(work.heads[place].task, len(unit.inputs))
-            self._metrics.run_seconds.observe(time.monotonic() - started_at)
+            seconds = time.monotonic() - started_at
+            self._metrics.run_seconds.observe(seconds)
+            self._metrics.models.ran(_rows_of(batch), seconds)
             cost = sum(unit.cost for _, unit in batch)
             self.admission.see_run(cost, time.monotonic() - self._free_since_s)
 
@@ -377,7 +386,8 @@ class Batcher:
 
     def _see(self, work: Work) -> None:
         """Note what a job that has ended says of the candidates of its tasks."""
-        for live in work.blamed:
+        # What a caller makes up as features may fail any head.
+        for live in [] if work.job.has_features else work.blamed:
             self.comparisons.count(live, served=1, failed=1)
         if work.must_repeat or work.job.done.cancelled() or work.job.done.exception():
             return
@@ -437,6 +447,7 @@ class Batcher:
         heads = self._snapshot.heads
         try:
             live = [heads[task] for task in job.tasks_of(heads)]
+            live = [job.version.live] if job.version else live
             work = Work(job, live, batch_cost=float(self._running.max_pictures))
         except KeyError as error:  # it waited for a head that did not come
             job.fail(no_head_of(error.args[0], self._snapshot))
@@ -477,3 +488,13 @@ class Batcher:
         if (due_s := self.comparisons.due_in_s(is_idle=True)) is not None:
             times_s.append(due_s)
         return min(max(0.0, min(times_s)), threading.TIMEOUT_MAX) if times_s else None
+
+
+def _rows_of(batch: list[tuple[Work, Unit]]) -> Counter[tuple[str, int]]:
+    """How many rows of each model and version."""
+    rows: Counter[tuple[str, int]] = Counter()
+    for work, unit in batch:
+        for place in unit.heads:
+            live = work.heads[place]
+            rows[model_name(live.task, work.job.kind), live.version] += len(unit.inputs)
+    return rows

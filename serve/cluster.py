@@ -24,6 +24,7 @@ from serve.record import TaskChange, TrunkChange
 from serve.rollout import Judgement, Trial
 from serve.rollout_watch import RolloutWatch
 from serve.settings import ServeSettings
+from serve.statistics import FleetStatistics, ModelCounts
 from serve.store import ask_until_answered
 
 logger = logging.getLogger(__name__)
@@ -111,17 +112,25 @@ class ConductorActor:
                 may_differ=checked.may_differ,
             )
         )
+        self._statistics = FleetStatistics()
         self._rollouts = RolloutWatch(self._conductor, webhook_url=checked.webhook_url)
 
     async def poll(self, poll: Poll) -> Directive:
         """See `Conductor.poll`."""
         if poll.trials is not None:
             self._rollouts.take(poll.replica, poll.trials)
+        if poll.models is not None:
+            members = await self._conductor.members()
+            self._statistics.take(poll.replica, poll.models, members)
         return await self._conductor.poll(poll)
 
     async def rollout(self, live: TaskChange) -> tuple[Trial, Judgement]:
         """See `link.Link.rollout`."""
         return self._rollouts.trial(live), self._rollouts.judgement(live)
+
+    async def statistics(self, model: str | None) -> ModelCounts:
+        """See `link.Link.statistics`."""
+        return self._statistics.of(model)
 
     async def change(self, change: AnyChange) -> Outcome:
         """See `Conductor.change`."""
@@ -187,6 +196,10 @@ class RayLink:
     async def rollout(self, live: TaskChange) -> tuple[Trial, Judgement]:
         """See `link.Link.rollout`."""
         return await _reach(self._conductor.rollout.remote(live))
+
+    async def statistics(self, model: str | None) -> ModelCounts:
+        """See `link.Link.statistics`."""
+        return await _reach(self._conductor.statistics.remote(model))
 
     async def metrics(self) -> bytes:
         """See `link.Link.metrics`."""

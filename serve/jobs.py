@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,8 @@ from serve.engine import LiveHead, Snapshot
 from serve.settings import REQUEST_TIMEOUT_S
 from serve.timeline import Timeline
 
-Inputs = Sequence[NDArray[np.uint8]] | Sequence[NDArray[np.float32]]
+Kind = Literal["", "pixels", "features"]
+Inputs = Sequence[NDArray[np.uint8] | NDArray[np.float32]]
 
 
 class UnknownTaskError(Exception):
@@ -55,12 +57,17 @@ class FeaturesOnlyError(Exception):
 
 
 class OtherTrunkError(Exception):
-    """A request brings what was made for one trunk, and another is served by now."""
+    """A request brings what was made for one trunk, or asks for it, and another is served by now.
 
-    def __init__(self) -> None:
+    Args:
+        version: What it asks for by number, if it does.
+    """
+
+    def __init__(self, version: LiveHead | None = None) -> None:
+        what = f"version {version.version} of {version.task!r}" if version else "what it brings"
         super().__init__(
-            "The trunk was changed while this request waited, and what it brings was made for the "
-            "one before. Ask for the model's metadata again, and send what the trunk takes now."
+            f"The trunk was changed while this request waited, and {what} was made for the one "
+            "before. Ask for the model's metadata again: it says what is taken and answers now."
         )
 
 
@@ -113,6 +120,23 @@ def any_task(_: str) -> bool:
     return True
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class VersionHead:
+    """The head of one version of a task, and the trunk beside which it was loaded."""
+
+    live: LiveHead
+    trunk: TrunkManifest
+
+
+@dataclass(slots=True)
+class TimeSpent:
+    """Where the time of a request goes: decoding its pictures, running the batches of its rows."""
+
+    asked_at: float = field(default_factory=time.monotonic)
+    decoding_s: float = 0.0
+    running_s: float = 0.0
+
+
 @dataclass(slots=True, eq=False)
 class Job:
     """One request: every input is asked of every task.
@@ -132,6 +156,9 @@ class Job:
         timeline: Where its steps are noted, if it is traced.
         encoded: The pictures as they came, if they can be decoded anew for another trunk.
         made_for: The trunk that the inputs were decoded or computed for; None: for any.
+        kind: What its caller sent, "pixels" or "features"; "" for encoded pictures.
+        version: What answers instead of what is live when it starts, where it asks one task for
+            that; if the task is retired by then, nothing does.
     """
 
     inputs: Inputs
@@ -148,9 +175,18 @@ class Job:
     timeline: Timeline | None = None
     encoded: Sequence[bytes] = ()
     made_for: TrunkManifest | None = None
+    kind: Kind = ""
+    spent: TimeSpent = field(default_factory=TimeSpent)
+    version: VersionHead | None = None
 
     def fits(self, trunk: TrunkManifest) -> bool:
-        """Whether its inputs are what a trunk takes: pictures of its size, or its own features."""
+        """Whether a trunk takes its inputs, and runs the version that it asks for.
+
+        A trunk takes pictures of its size, and its own features.
+        """
+        # Its adapter is in the memory of the very trunk that it was loaded beside.
+        if self.version is not None and self.version.trunk is not trunk:
+            return False
         if self.made_for is None or self.made_for is trunk:
             return True
         if self.has_features:
@@ -200,6 +236,15 @@ class Job:
     def fail_late(self) -> None:
         """Its time is over."""
         self.fail(DeadlineError(self.deadline_s - self.queued_at))
+
+    def fail_unfit(self) -> None:
+        """The trunk that it was made for is served no longer."""
+        self.fail(OtherTrunkError(self.version.live if self.version else None))
+
+
+def model_name(task: str, kind: Kind) -> str:
+    """The model that a task is to those who send this kind of input."""
+    return f"{task}.{kind}" if kind else task
 
 
 def no_head_of(task: str, snapshot: Snapshot) -> UnknownTaskError | RetiredTaskError:

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 from serve.messages import AnyChange, Directive, Outcome, Poll
 from serve.record import TaskChange
 from serve.rollout import Judgement, Trial
+from serve.statistics import ModelCounts
 
 
 class LinkError(Exception):
@@ -36,6 +37,14 @@ class Link(Protocol):
 
     async def rollout(self, live: TaskChange) -> tuple[Trial, Judgement]:
         """What the fleet has seen of the candidate of a version, and what the rules say of it.
+
+        Raises:
+            LinkError: no conductor.
+        """
+        ...
+
+    async def statistics(self, model: str | None) -> ModelCounts:
+        """What the fleet counted of a model, or of every one that was ever asked.
 
         Raises:
             LinkError: no conductor.

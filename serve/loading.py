@@ -89,11 +89,23 @@ class HeadLoader:
             StoreError: a bundle cannot be read.
         """
         assert change.bundle is not None
-        live = self._side(change, change.bundle, checked)
+        live = self._side(change, change.bundle, checked, change.task)
         if change.candidate is None:
             return live
-        candidate = self._side(change, change.candidate.bundle, checked)
+        candidate = self._side(change, change.candidate.bundle, checked, change.task)
         return replace(live, candidate=candidate, share=change.candidate.share)
+
+    def load_older(self, change: TaskChange) -> LiveHead:
+        """What answered in a version that is no longer live; of a rollout, without its candidate.
+
+        Its adapter leaves memory like any other, though its task's be pinned.
+
+        Raises:
+            StoreError: its bundle cannot be read.
+        """
+        assert change.bundle is not None
+        owner = f"{change.task}, version {change.version}"  # no task's name
+        return self._side(change, change.bundle, None, owner)
 
     def keep(self, live: LiveHead) -> None:
         """Keep what is live loaded when it no longer is, so that the way back needs no loading."""
@@ -104,19 +116,21 @@ class HeadLoader:
         while len(self._kept) > MAX_KEPT:
             self._kept.popitem(last=False)
 
-    def _side(self, change: TaskChange, digest: Digest, checked: Bundle | None) -> LiveHead:
+    def _side(
+        self, change: TaskChange, digest: Digest, checked: Bundle | None, owner: str
+    ) -> LiveHead:
         if kept := self._kept.get((change.task, digest)):
             return replace(kept, version=change.version)
         if checked is None or checked.digest != digest:
             checked = self._log.get_served(digest)
-        return self._live(change, digest, checked)
+        return self._live(change, digest, checked, owner)
 
-    def _live(self, change: TaskChange, digest: Digest, bundle: Bundle) -> LiveHead:
+    def _live(self, change: TaskChange, digest: Digest, bundle: Bundle, owner: str) -> LiveHead:
         head, entry = load_head(bundle, self._engine.device), bundle.manifest.adapter
         adapter = None
         cost = self._tail_cost(head) if head.takes == "prefix" else 0.0
         if entry is not None:
-            adapter = self.adapters.add(change.task, entry, read_adapter(bundle))
+            adapter = self.adapters.add(owner, entry, read_adapter(bundle))
             cost = self._adapter_cost(adapter.bank)
         return LiveHead(change.task, change.version, digest, head, cost, adapter)
 

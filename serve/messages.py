@@ -17,6 +17,7 @@ from serve.protocol import NO_ACK, Ack, Phase, ReplicaId
 from serve.rates import Spent
 from serve.record import Record, TaskChange, Text, TrunkChange, Verdict
 from serve.rollout import Trial
+from serve.statistics import ModelCounts
 from serve.task_settings import Asked
 from serve.trust import KeyChange, SignedBy
 
@@ -35,6 +36,8 @@ class Poll:
         heard: Sequence of the last directive it obeyed.
         trials: What it saw of rollouts since it started: task -> version and counts.
         spent: Requests that it answered of tokens that have a rate.
+        models: What it counted of models since it started, as far as that changed since the last
+            poll that was answered.
     """
 
     replica: ReplicaId
@@ -47,6 +50,7 @@ class Poll:
     metrics: Report | None = None
     trials: Mapping[str, tuple[int, Trial]] | None = None
     spent: Spent = field(default_factory=dict)
+    models: ModelCounts | None = None
 
 
 @dataclass(frozen=True)

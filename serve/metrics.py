@@ -15,6 +15,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from serve.statistics import Statistics
+
 # The tasks that have samples of their own: the first of the log, so that all replicas name the same
 # ones and no task ever loses its name. There may be ten thousand.
 MAX_TASKS = 100
@@ -27,6 +29,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.models = Statistics()
         self.requests = Counter(
             "headstock_requests",
             "Answered HTTP requests by route and status.",

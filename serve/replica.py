@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,18 @@ from serve.devices import DeviceError
 from serve.engine import Engine, LiveHead, Snapshot
 from serve.grounds import Grounds
 from serve.headlog import HeadLog
-from serve.jobs import Answer, Job, OtherTrunkError, OverloadedError, any_task
+from serve.jobs import (
+    Answer,
+    Inputs,
+    Job,
+    Kind,
+    OtherTrunkError,
+    OverloadedError,
+    TimeSpent,
+    VersionHead,
+    any_task,
+    model_name,
+)
 from serve.link import Link
 from serve.live_gates import compare
 from serve.loading import LOAD_THREADS
@@ -36,7 +48,7 @@ from serve.memory import MemoryShortError
 from serve.metrics import Metrics
 from serve.precision import PrecisionError
 from serve.rates import Rates
-from serve.record import LogView, TaskChange, TrunkChange, Verdict
+from serve.record import LogView, TaskChange, TaskVersion, TrunkChange, Verdict
 from serve.settings import ServeSettings
 from serve.store import ask_until_answered
 from serve.timeline import CURRENT
@@ -89,6 +101,9 @@ class Replica:
         self.examiner = ThreadPoolExecutor(
             1, thread_name_prefix="gates", initializer=_let_answers_go_first
         )
+        self._elders = ThreadPoolExecutor(
+            1, thread_name_prefix="older", initializer=_let_answers_go_first
+        )
         self._history, self.rates = view, Rates(name)
         self.watcher = Watcher(
             name,
@@ -123,11 +138,13 @@ class Replica:
 
     def ask(
         self,
-        pictures: Sequence[bytes],
+        inputs: Sequence[bytes] | Inputs,
         tasks: tuple[str, ...] | None,
         deadline_s: float,
         caller: str = "",
         may_ask: Callable[[str], bool] = any_task,
+        version: VersionHead | None = None,
+        made_for: TrunkManifest | None = None,
     ) -> Future[list[list[Answer]]]:
         """Decode pictures in a thread, which then queues the request itself.
 
@@ -136,23 +153,49 @@ class Replica:
         its pictures: a request of many would otherwise keep the others from single ones.
 
         Args:
+            inputs: Encoded pictures; or what `Job` takes, which needs no decoding.
             deadline_s: See `Job`.
             caller: See `Job`.
             may_ask: See `Job`.
+            version: See `Job`.
+            made_for: See `Job`; of encoded pictures this is settled when they are decoded.
 
         Returns:
-            Answers as [picture][task], or what `decode` and `Batcher` raise.
+            Answers as [input][task], or what `decode` and `Batcher` raise.
         """
-        done: Future[list[list[Answer]]] = Future()
-        job = Job([], tasks, deadline_s, done, caller=caller, may_ask=may_ask, encoded=pictures)
+        job = Job(
+            [array for array in inputs if isinstance(array, np.ndarray)],
+            tasks,
+            deadline_s,
+            caller=caller,
+            may_ask=may_ask,
+            encoded=[data for data in inputs if isinstance(data, bytes)],
+            made_for=made_for,
+            kind=_kind_of(inputs),
+            version=version,
+        )
         job.timeline = CURRENT.get()
+        pinned = version.live if version else None
+        # Without the job itself, which would be kept by its own future, with its pictures.
+        job.done.add_done_callback(partial(self._count, tasks, job.kind, pinned, job.spent))
         try:
-            self.batcher.expect(job, len(pictures))
+            self.batcher.expect(job, len(inputs))
         except OverloadedError as error:
             job.fail(error)
         else:
             self.decoders.submit(self._decode_and_queue, job)
-        return done
+        return job.done
+
+    def older(self, version: TaskVersion, trunk: TrunkChange) -> Future[VersionHead]:
+        """What answered in a version that is no longer live, or what reading its bundle raises.
+
+        It is loaded by a thread of its own, which lets those go first that answer.
+
+        Args:
+            trunk: What the version was made for; once another is served, `OtherTrunkError` is
+                raised.
+        """
+        return self._elders.submit(self._load_older, version, trunk)
 
     def decode(self, data: bytes, manifest: TrunkManifest) -> NDArray[np.uint8]:
         """A picture as a trunk takes it, uint8 [size, size, 3].
@@ -319,6 +362,7 @@ class Replica:
             self.tracing.close()
         self.decoders.shutdown(wait=False)
         self.examiner.shutdown(wait=False)
+        self._elders.shutdown(wait=False)
 
     def _is_pinned(self, task: str) -> bool:
         return self.batcher.snapshot.settings_of(task).pinned
@@ -330,6 +374,7 @@ class Replica:
         try:
             self._decode(job)
             job.queued_at = time.monotonic()
+            job.spent.decoding_s = job.queued_at - began_s
             if job.timeline:
                 job.timeline.steps.append(("decode", began_s, job.queued_at))
             self.batcher.submit(job)
@@ -338,14 +383,51 @@ class Replica:
             job.fail(error)
 
     def _decode(self, job: Job) -> None:
+        if not job.encoded:
+            return
         manifest = self.engine.manifest
         pictures = [self.decode(data, manifest) for data in job.encoded]
         job.inputs, job.made_for = pictures, manifest
 
+    def _load_older(self, version: TaskVersion, trunk: TrunkChange) -> VersionHead:
+        served = self.trunks.served
+        if served.running.digest != trunk.trunk:
+            raise OtherTrunkError
+        try:
+            return VersionHead(served.older.head(version), served.running.engine.manifest)
+        except Exception as error:
+            if self.trunks.served is not served:  # it was closed meanwhile
+                raise OtherTrunkError from error
+            raise
+
+    def _count(
+        self,
+        tasks: tuple[str, ...] | None,
+        kind: Kind,
+        version: LiveHead | None,
+        spent: TimeSpent,
+        done: Future[list[list[Answer]]],
+    ) -> None:
+        """Note of every model that a request asked how that ended."""
+        total_s, models = time.monotonic() - spent.asked_at, self.metrics.models
+        if not done.cancelled() and done.exception() is None:
+            answers = done.result()
+            models.answered(
+                [(model_name(a.live.task, kind), a.live.version) for a in answers[0]],
+                total_s,
+                num_rows=len(answers),
+                decoding_s=spent.decoding_s,
+                running_s=spent.running_s,
+            )
+            return
+        heads = self.batcher.snapshot.heads
+        asked = [version] if version else map(heads.get, tasks or ())
+        models.failed([(model_name(h.task, kind), h.version) for h in asked if h], total_s)
+
     def _decode_anew(self, job: Job) -> None:
         """The trunk has changed while a job waited; it goes on when its pictures fit again."""
-        if not job.encoded:
-            job.fail(OtherTrunkError())
+        if job.version or not job.encoded:
+            job.fail_unfit()
             return
 
         def decode() -> None:
@@ -366,6 +448,13 @@ def _tracing(name: str) -> Any:
     from serve.tracing import Tracing  # noqa: PLC0415 (imports the SDK)
 
     return Tracing(name)
+
+
+def _kind_of(inputs: Sequence[bytes] | Inputs) -> Kind:
+    first = inputs[0]
+    if isinstance(first, bytes):
+        return ""
+    return "features" if first.ndim == 1 else "pixels"
 
 
 def _let_answers_go_first() -> None:

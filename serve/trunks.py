@@ -28,6 +28,7 @@ from serve.references import stored_files
 from serve.running import RunningTrunk, measured
 from serve.settings import ServeSettings
 from serve.store import StoreError
+from serve.versions import OlderVersions
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class ServedTrunk:
     change: TrunkChange
     running: RunningTrunk
     loader: HeadLoader
+    older: OlderVersions
 
 
 class Trunks:
@@ -162,7 +164,7 @@ class Trunks:
         )
         loader.adapters.connect(self._on_load, self._is_pinned)
         running = RunningTrunk(engine, max_pictures, picture_s, loader.adapters)
-        return ServedTrunk(change, running, loader)
+        return ServedTrunk(change, running, loader, OlderVersions(loader.load_older))
 
 
 def store_trunk(log: HeadLog, manifest_bytes: bytes, files: dict[str, bytes]) -> TrunkChange:

@@ -89,6 +89,7 @@ class Watcher:
         self._held_since_s = 0.0
         self._heard = 0
         self._reported_at_s = 0.0
+        self._has_news_of_all = False
         self._admitted = threading.Event()
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
@@ -112,6 +113,11 @@ class Watcher:
             tokens = self._view.tokens
             self._tokens = history, tokens
         return tokens
+
+    @property
+    def view(self) -> LogView:
+        """The log as far as what is live here goes."""
+        return self._view
 
     def wait_admitted(self) -> None:
         """Wait until the conductor lets this replica answer; without a conductor, for ever."""
@@ -142,6 +148,7 @@ class Watcher:
         try:
             directive = self._link.poll(self._report(), self._patience_s())
         except LinkError:
+            self._has_news_of_all = True  # who knows which reports were heard
             self._heard = 0  # a restarted conductor counts its directives anew
             self._is_stopping.wait(min(RETRY_S, self._patience_s()))
             return
@@ -311,11 +318,13 @@ class Watcher:
         self._state = protocol.caught_up(self._state, view.number, at=view.live_number)
 
     def _report(self) -> Poll:
-        now, metrics, trials = time.monotonic(), None, None
+        now, metrics, trials, models = time.monotonic(), None, None, None
         if now - self._reported_at_s > 1.0:
             self._reported_at_s = now
             metrics = [*self._metrics.report(self._view.tasks), *self._log.store.calls.report()]
             trials = self._batcher.comparisons.trials
+            models = self._metrics.models.report(everything=self._has_news_of_all)
+            self._has_news_of_all = False
         return Poll(
             self._replica,
             self._state.at,
@@ -326,6 +335,7 @@ class Watcher:
             metrics,
             trials,
             self._rates.spent(),
+            models,
         )
 
     def _hold_left_s(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -124,28 +124,38 @@ def run_units(engine: Engine, units: Sequence[tuple[Work, Unit]]) -> Ran:
     """Run a batch and hand out its scores."""
     pictures = [(work, unit) for work, unit in units if not work.job.has_features]
     features = [(work, unit) for work, unit in units if work.job.has_features]
-    num_pictures, num_rows, trunk_s, head_s = 0, 0, 0.0, 0.0
+    of_pictures = of_features = Ran(0, 0, 0.0, 0.0)
     if pictures:
-        inputs, rows = _side_by_side(pictures)
-        num_pictures, num_rows = len(inputs), len(rows)
-        began_s = time.monotonic()
-        scores = engine.run(inputs, rows)
-        trunk_s = engine.trunk_s
-        ended_s = time.monotonic()
-        head_s = ended_s - began_s - trunk_s
-        _note(pictures, ("trunk", began_s, began_s + trunk_s))
-        _note(pictures, ("head", began_s + trunk_s, ended_s))
-        _give(pictures, scores)
+        of_pictures = _run(engine.run, pictures, lambda: engine.trunk_s)
     if features:
-        inputs, rows = _side_by_side(features)
-        began_s = time.monotonic()
-        scores = engine.run_features(inputs, rows)
-        ended_s = time.monotonic()
-        head_s += ended_s - began_s
-        num_rows += len(rows)
-        _note(features, ("head", began_s, ended_s))
-        _give(features, scores)
-    return Ran(num_pictures, num_rows, trunk_s, head_s)
+        of_features = _run(engine.run_features, features, lambda: 0.0)
+    return Ran(
+        of_pictures.num_pictures,
+        of_pictures.num_rows + of_features.num_rows,
+        of_pictures.trunk_s,
+        of_pictures.head_s + of_features.head_s,
+    )
+
+
+def _run(
+    run: Callable[[NDArray[Any], list[Row]], Sequence[Scores]],
+    units: Sequence[tuple[Work, Unit]],
+    trunk_s_of: Callable[[], float],
+) -> Ran:
+    """Run units of one kind of input; afterwards `trunk_s_of` says how long their trunk took."""
+    inputs, rows = _side_by_side(units)
+    began_s = time.monotonic()
+    scores = iter(run(inputs, rows))
+    ended_s, trunk_s = time.monotonic(), trunk_s_of()
+    # Before anyone hears that its job is done.
+    if trunk_s:
+        _note(units, ("trunk", began_s, began_s + trunk_s))
+    _note(units, ("head", began_s + trunk_s, ended_s))
+    for job in {work.job for work, _ in units}:
+        job.spent.running_s += ended_s - began_s
+    for work, unit in units:
+        work.give(unit, scores)
+    return Ran(len(inputs), len(rows), trunk_s, ended_s - began_s - trunk_s)
 
 
 def _side_by_side(units: Sequence[tuple[Work, Unit]]) -> tuple[NDArray[Any], list[Row]]:
@@ -162,12 +172,6 @@ def _note(units: Sequence[tuple[Work, Unit]], step: tuple[str, float, float]) ->
     for timeline in {id(work): work.job.timeline for work, _ in units}.values():
         if timeline:
             timeline.steps.append(step)
-
-
-def _give(units: Sequence[tuple[Work, Unit]], scores: Sequence[Scores]) -> None:
-    rest = iter(scores)
-    for work, unit in units:
-        work.give(unit, rest)
 
 
 def _cut(

@@ -21,6 +21,26 @@ OBSERVABILITY = (ROOT / "docs" / "observability.md").read_text()
 README = (ROOT / "README.md").read_text()
 
 
+CONFORMANCE = re.findall(
+    r"`(tests/[\w/]+\.py)::(test_\w+)`", (ROOT / "docs" / "open-inference-protocol.md").read_text()
+)
+
+
+def test_every_clause_of_the_protocol_names_a_test() -> None:
+    """No line of the conformance table stands there without one."""
+    text = (ROOT / "docs" / "open-inference-protocol.md").read_text()
+    rows = text.partition("| clause | shown by |")[2].partition("\n\n")[0].splitlines()[2:]
+
+    assert len(rows) > 30
+    assert [row for row in rows if "::test_" not in row] == []
+
+
+@pytest.mark.parametrize(("file", "test"), sorted(set(CONFORMANCE)))
+def test_the_tests_that_the_conformance_table_names_are_there(file: str, test: str) -> None:
+    """Under that name, in that file."""
+    assert f"def {test}(" in (ROOT / file).read_text()
+
+
 @pytest.mark.parametrize("setting", ServeSettings.model_fields)
 def test_every_setting_is_documented_with_its_description(setting: str) -> None:
     """A setting's row carries the sentence of its definition."""

@@ -38,7 +38,7 @@ class Access:
             return
         caller = self._caller(request)
         request.state.caller = caller
-        check(request, action, request.path_params.get("task"))
+        check(request, action, task_in(request))
         self._slow_down(request, caller)
 
     def _check_origin(self, request: Request) -> None:
@@ -99,6 +99,12 @@ def caller_in(request: Request) -> Caller:
     """Who asks, as the door has found out."""
     caller: Caller = request.state.caller
     return caller
+
+
+def task_in(request: Request) -> str | None:
+    """The task that a path is about; the models of a task begin with its name and a dot."""
+    names = request.path_params
+    return names.get("task") or names.get("model", "").partition(".")[0] or None
 
 
 def check(request: Request, action: Action, task: str | None) -> None:

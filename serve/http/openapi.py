@@ -14,11 +14,14 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from serve import answers
+from serve.http.oip.errors import is_within
+from serve.http.oip.operations import OIP_OPERATIONS, OIP_PATH_PARAMETERS
 from serve.http.operations import FORM, OPERATIONS, PATH_PARAMETERS, Operation, Parameter
 from serve.http.problems import PROBLEM, RETRY_AFTER_S, TITLES
 
 ABOUT = (
-    "One student trunk, many task heads, swapped live. Errors are problem details (RFC 9457); "
+    "One student trunk, many task heads, swapped live. Errors are problem details (RFC 9457), "
+    'and `{"error": text}` under /v2; '
     "429 and 503 say by `Retry-After` when to ask again. A path that is not listed answers 404, a "
     "method that it does not have 405."
 )
@@ -56,9 +59,11 @@ def openapi() -> dict[str, Any]:
     """The schema of every route of the service."""
     schemas: dict[str, Any] = {}
     paths: dict[str, dict[str, Any]] = {}
-    for (method, path), operation in OPERATIONS.items():
+    every = {**OPERATIONS, **OIP_OPERATIONS}
+    for (method, path), operation in every.items():
         paths.setdefault(path, {})[method.lower()] = _operation(method, path, operation, schemas)
     problems = {f"Problem{status}": _problem(status, schemas) for status in EXAMPLES}
+    errors = {f"InferenceError{status}": _inference_error(status) for status in EXAMPLES}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -68,11 +73,11 @@ def openapi() -> dict[str, Any]:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
-        "tags": [{"name": tag} for tag in dict.fromkeys(o.tag for o in OPERATIONS.values())],
+        "tags": [{"name": tag} for tag in dict.fromkeys(o.tag for o in every.values())],
         "paths": paths,
         "components": {
             "schemas": schemas,
-            "responses": problems,
+            "responses": {**problems, **errors},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
         # Only a service that more than its own machine reaches asks for one.
@@ -83,8 +88,10 @@ def openapi() -> dict[str, Any]:
 def _operation(
     method: str, path: str, operation: Operation, schemas: dict[str, Any]
 ) -> dict[str, Any]:
-    in_path = (PATH_PARAMETERS[name] for name in re.findall("{(.*?)}", path))
+    named = {**PATH_PARAMETERS, **OIP_PATH_PARAMETERS}
+    in_path = (named[name] for name in re.findall("{(.*?)}", path))
     parameters = [_parameter(p, schemas) for p in (*in_path, *operation.parameters)]
+    form = "InferenceError" if is_within(path) else "Problem"
     errors = {*operation.errors, *ALWAYS, *(WITH_A_BODY if operation.body else ())}
     shown: dict[str, Any] = {
         "summary": operation.summary,
@@ -93,7 +100,7 @@ def _operation(
         "responses": {
             "200": _answer(operation, schemas),
             **{
-                str(status): {"$ref": f"#/components/responses/Problem{status}"}
+                str(status): {"$ref": f"#/components/responses/{form}{status}"}
                 for status in sorted(errors)
             },
         },
@@ -142,6 +149,13 @@ def _body(media_type: str, of: Any, schemas: dict[str, Any]) -> dict[str, Any]:
         }
         return {"schema": {**fields, "additionalProperties": False}}
     return {"schema": BYTES if of is None else _schema(of, schemas)}
+
+
+def _inference_error(status: int) -> dict[str, Any]:
+    """As the Open Inference Protocol has it."""
+    schema = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
+    content = {"schema": schema, "example": {"error": EXAMPLES[status]}}
+    return {"description": TITLES[status], "content": {"application/json": content}}
 
 
 def _problem(status: int, schemas: dict[str, Any]) -> dict[str, Any]:

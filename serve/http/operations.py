@@ -320,12 +320,6 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         media_type="text/plain",
         errors=(503,),
     ),
-    ("GET", "/v2/health/live"): Operation(
-        "200 while this replica works.", "operation", media_type=""
-    ),
-    ("GET", "/v2/health/ready"): Operation(
-        "200 once this replica may answer.", "operation", media_type=""
-    ),
     ("GET", "/openapi.json"): Operation("This schema.", "documentation", dict[str, Any]),
     ("GET", "/docs"): Operation(
         "This schema as a page to read and to try.", "documentation", media_type="text/html"

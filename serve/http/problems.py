@@ -32,6 +32,7 @@ from serve.precision import PrecisionError
 from serve.residency import AdaptersTooLargeError
 from serve.store import StoreError
 from serve.trunks import TrunkBusyError
+from serve.versions import NoVersionError
 
 RETRY_AFTER_S = 1
 PROBLEM = "application/problem+json"
@@ -56,6 +57,7 @@ STATUS_OF_ERROR: Mapping[type[Exception], int] = {
     FeaturesOnlyError: 400,
     UnknownTaskError: 404,
     RetiredTaskError: 404,
+    NoVersionError: 404,
     AdaptersTooLargeError: 413,
     PictureTooLargeError: 413,
     PictureError: 415,
@@ -92,19 +94,25 @@ def kind_of(error: Exception) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", found.removesuffix("Error")).lower()
 
 
-def problem_of(error: Exception) -> JSONResponse:
-    """The answer to an error; one that we did not foresee says nothing of our insides."""
+def told(error: Exception) -> tuple[int, str, dict[str, str]]:
+    """Status, detail and headers; an error that we did not foresee says nothing of our insides."""
     if isinstance(error, RequestError):
-        response = problem(error.status, str(error))
-        response.headers.update(error.headers)
-        return response
+        return error.status, str(error), headers_of(error.status) | dict(error.headers)
     for kind, status in STATUS_OF_ERROR.items():
         if isinstance(error, kind):
-            response = problem(status, str(error) or TITLES[status])
+            headers = headers_of(status)
             if isinstance(error, OverloadedError):
-                response.headers["retry-after"] = str(error.retry_after_s)
-            return response
-    return problem(500, "The service failed to answer; its log has the reason.")
+                headers["retry-after"] = str(error.retry_after_s)
+            return status, str(error) or TITLES[status], headers
+    return 500, "The service failed to answer; its log has the reason.", {}
+
+
+def problem_of(error: Exception) -> JSONResponse:
+    """The answer to an error."""
+    status, detail, headers = told(error)
+    response = problem(status, detail)
+    response.headers.update(headers)
+    return response
 
 
 def problem_of_refusal(refused: Refused) -> JSONResponse:
@@ -118,5 +126,10 @@ def problem_of_refusal(refused: Refused) -> JSONResponse:
 def problem(status: int, detail: str, **more: object) -> JSONResponse:
     """`application/problem+json` with what was wrong and what was expected."""
     body = {"type": "about:blank", "title": TITLES[status], "status": status, "detail": detail}
-    headers = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else {}  # noqa: PLR2004
+    headers = headers_of(status)
     return JSONResponse({**body, **more}, status, headers, media_type=PROBLEM)
+
+
+def headers_of(status: int) -> dict[str, str]:
+    """What an error says beside its body."""
+    return {"retry-after": str(RETRY_AFTER_S)} if status == 503 else {}  # noqa: PLR2004

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from functools import partial
 
 from starlette.applications import Starlette
@@ -17,11 +16,13 @@ from starlette.routing import Route
 
 from serve.access import Action
 from serve.http import pages
-from serve.http.access import Access, caller_in
+from serve.http.access import Access, caller_in, task_in
 from serve.http.admin import Admin
 from serve.http.audit import Audit
 from serve.http.edge import BodyClock, check_headers
 from serve.http.keys import Keys
+from serve.http.oip.errors import is_within, oip_error, oip_error_of
+from serve.http.oip.routes import Endpoint, oip_routes
 from serve.http.predict import Predict
 from serve.http.problems import kind_of, problem, problem_of
 from serve.http.push import Push
@@ -35,7 +36,6 @@ from serve.settings import ServeSettings
 logger = logging.getLogger(__name__)
 
 MAX_LOGGED = 128  # characters of what a caller chooses
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def http_app(replica: Replica, link: Link) -> Starlette:
@@ -44,13 +44,6 @@ def http_app(replica: Replica, link: Link) -> Starlette:
     audit, push = Audit(replica), Push(replica, link)
     tokens, access = Tokens(replica, link), Access(replica)
     trunks = TrunkRoutes(replica, link, push)
-
-    async def live(_: Request) -> Response:
-        return Response(status_code=200 if replica.is_healthy else 503)
-
-    async def ready(_: Request) -> Response:
-        is_ready = replica.is_healthy and replica.watcher.is_admitted
-        return Response(status_code=200 if is_ready else 503)
 
     def route(method: str, path: str, needs: Action, endpoint: Endpoint) -> Route:
         async def admitted(request: Request) -> Response:
@@ -94,8 +87,7 @@ def http_app(replica: Replica, link: Link) -> Starlette:
             route("GET", "/openapi.json", "open", pages.schema),
             route("GET", "/docs", "open", pages.page),
             route("GET", "/docs/rapidoc-min.js", "open", pages.script),
-            route("GET", "/v2/health/live", "open", live),
-            route("GET", "/v2/health/ready", "open", ready),
+            *(route(*oip) for oip in oip_routes(replica, link)),
         ],
         exception_handlers={HTTPException: _no_route},
         middleware=_around(replica.settings),
@@ -129,7 +121,7 @@ def _around(settings: ServeSettings) -> list[Middleware]:
 
 
 def _measured(replica: Replica, path: str, endpoint: Endpoint) -> Endpoint:
-    """Count and time every answer, and turn errors into problems."""
+    """Count and time every answer, and turn errors into what a caller is told."""
 
     async def answer(request: Request) -> Response:
         began_s, error_kind = time.monotonic(), None
@@ -138,7 +130,7 @@ def _measured(replica: Replica, path: str, endpoint: Endpoint) -> Endpoint:
         try:
             response = await endpoint(request)
         except Exception as error:
-            response = problem_of(error)
+            response = oip_error_of(error) if is_within(path) else problem_of(error)
             error_kind = kind_of(error)
             replica.metrics.errors.labels(error_kind).inc()
             # Refusing has to be cheap, and a trace says nothing of why there are too many.
@@ -167,7 +159,7 @@ def _log_line(request: Request, path: str, response: Response) -> dict[str, obje
         "request_id": request.headers.get("x-request-id", "")[:MAX_LOGGED] or None,
         "method": request.method,
         "route": path,
-        "task": request.path_params.get("task", "")[:MAX_LOGGED] or None,
+        "task": (task_in(request) or "")[:MAX_LOGGED] or None,
         "version": int(version) if version else None,
         "status": response.status_code,
         "answer_bytes": len(response.body),
@@ -177,8 +169,10 @@ def _log_line(request: Request, path: str, response: Response) -> dict[str, obje
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    path = request.url.path
+    tell = oip_error if is_within(path) else problem
     if error.status_code == 405:  # noqa: PLR2004
-        response = problem(405, f"{request.url.path} does not take {request.method}.")
+        response = tell(405, f"{path} does not take {request.method}.")
         response.headers.update(error.headers or {})  # which methods it takes
         return response
-    return problem(404, f"There is nothing at {request.url.path}.")
+    return tell(404, f"There is nothing at {path}.")

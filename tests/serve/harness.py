@@ -45,6 +45,7 @@ from serve.rollout import Judgement, Trial
 from serve.rollout_watch import RolloutWatch
 from serve.settings import ServeSettings
 from serve.signature_gate import check_signature
+from serve.statistics import FleetStatistics, ModelCounts
 from serve.task_settings import asked_settings
 from serve.trunks import store_trunk
 from serve.trust import KeyChange
@@ -143,6 +144,11 @@ class LocalLink:
         assert watch is not None
         return watch.trial(live), watch.judgement(live)
 
+    async def statistics(self, model: str | None) -> ModelCounts:
+        """See `Link.statistics`."""
+        await self._await(self._fleet.ask(lambda conductor: conductor.members()))
+        return self._fleet.statistics.of(model)
+
     async def _await(self, future: Future[T]) -> T:
         try:
             return await asyncio.shield(asyncio.wrap_future(future))
@@ -236,6 +242,7 @@ class LocalFleet:
         self._loop: LoopThread | None = None
         self.conductor: Conductor | None = None
         self.rollouts: RolloutWatch | None = None
+        self.statistics = FleetStatistics()
 
     def __enter__(self) -> Self:
         self.start_conductor()
@@ -285,6 +292,7 @@ class LocalFleet:
             stage_s=self.settings.swap_stage_s,
             trunk_stage_s=self.settings.trunk_stage_s,
         )
+        self.statistics = FleetStatistics()
         self.rollouts = RolloutWatch(conductor, webhook_url=self.settings.webhook_url)
         return conductor
 
@@ -292,6 +300,8 @@ class LocalFleet:
         """What the conductor's process does with a poll."""
         if poll.trials is not None and self.rollouts is not None:
             self.rollouts.take(poll.replica, poll.trials)
+        if poll.models is not None:
+            self.statistics.take(poll.replica, poll.models, await conductor.members())
         return await conductor.poll(poll)
 
     def ask(self, question: Callable[[Conductor], Coroutine[Any, Any, T]]) -> Future[T]:

@@ -17,10 +17,11 @@ from starlette.routing import Route
 from serve.http.routes import http_app
 from serve.messages import Swapped
 from tests.serve.commands import Run
-from tests.serve.harness import HttpClient, LocalFleet
+from tests.serve.harness import HttpClient, LocalFleet, until
 from tests.serve.holders import bearer, token_for, token_text
 from tests.serve.oracle import Heads
 from tests.serve.test_http import png_of, problem
+from tests.serve.test_http_oip import error, image
 
 ADMIN = {"authorization": f"Bearer {'a' * 64}"}
 OPEN = {
@@ -63,7 +64,13 @@ def routes(fleet: LocalFleet) -> list[tuple[str, str]]:
 
 def filled(path: str) -> str:
     """A path with something in place of each parameter."""
-    return path.format(task="pets", key_id="0" * 64, token_id="0" * 12, digest="0" * 64)
+    names = {"key_id": "0" * 64, "token_id": "0" * 12, "digest": "0" * 64}
+    return path.format(task="pets", model="pets", version=1, **names)
+
+
+def told(path: str, answer: httpx.Response, status: int) -> str:
+    """Why a request was refused, in the form of its path."""
+    return error(answer, status) if path.startswith("/v2") else problem(answer, status)
 
 
 def test_every_route_but_health_and_docs_asks_for_a_token(
@@ -76,7 +83,7 @@ def test_every_route_but_health_and_docs_asks_for_a_token(
     assert {p for (_, p), a in answers.items() if a.status_code == 200} == OPEN
     for (_, path), answer in answers.items():
         if path not in OPEN:
-            assert "has no token" in problem(answer, 401)
+            assert "has no token" in told(path, answer, 401)
             assert answer.headers["www-authenticate"] == 'Bearer realm="headstock"'
     assert fleet.view().number == len(("trunk", "fence", *fleet.view().tasks))
 
@@ -98,10 +105,10 @@ def test_every_route_needs_the_scope_that_is_documented(
     assert table.keys() == asked.keys()
     for (method, path), answer in asked.items():
         needs = table[method, path]
-        if "{task}" in path:
+        if "{task}" in path or "{model}" in path:
             named = needs.replace("TASK", "pets").replace("read", "predict:pets")
             assert f'scope="{named}"' in answer.headers["www-authenticate"], (method, path)
-            assert "lacks the scope" in problem(answer, 403)
+            assert "lacks the scope" in told(path, answer, 403)
         elif needs in {"admin", "metrics", "push:TASK"}:
             assert f'scope="{needs}"' in answer.headers["www-authenticate"], (method, path)
         else:
@@ -432,3 +439,75 @@ def test_help_shows_no_token(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADSTOCK_TOKEN", "b" * 64)
 
     assert "bbbbbb" not in run("status", "--help").out
+
+
+def test_standard_clients_see_the_models_that_their_token_is_for(
+    fleet: LocalFleet, http: HttpClient
+) -> None:
+    """In the index and the statistics of all; the models of a task are its own."""
+    mine = give(fleet, "predict:pets*", "push:pets")
+    body = image(png_of(0))
+    found = {
+        name: http.post(f"/v2/models/{name}/infer", json=body, headers=mine).status_code
+        for name in ("pets", "pets-2", "colours", "colours.pixels")
+    }
+    index = http.post("/v2/repository/index", headers=mine).json()
+    unload = http.post("/v2/repository/models/pets-2/unload", headers=mine)
+    assert http.post("/v2/repository/models/pets/unload", headers=mine).status_code == 200
+    http.post("/predict/colours", content=png_of(0), headers=ADMIN)
+
+    def counted(headers: dict[str, str]) -> set[str]:
+        stats = http.get("/v2/models/stats", headers=headers).json()["model_stats"]
+        return {entry["name"] for entry in stats}
+
+    until(lambda: counted(ADMIN) == {"pets", "pets-2", "colours"})
+    assert counted(mine) == {"pets", "pets-2"}
+    assert found == {"pets": 200, "pets-2": 200, "colours": 403, "colours.pixels": 403}
+    assert {entry["name"].partition(".")[0] for entry in index} == {"pets", "pets-2"}
+    assert "lacks the scope push:pets-2" in error(unload, 403)
+    assert fleet.view().tasks["pets"][-1].who == token_for(1, "predict:a").name
+
+
+INFER = "/v2/models/pets/infer"
+
+
+def test_tokens_that_open_nothing_reach_no_model(fleet: LocalFleet, http: HttpClient) -> None:
+    """None, one that nobody made, one of another form, an expired one, one for another task."""
+    past = datetime.now(UTC) - timedelta(seconds=1)
+    expired = give(fleet, "predict:pets", seed=1, valid_until=past)
+    narrow = give(fleet, "predict:colours", seed=2)
+    batcher, asked = fleet.replicas["replica-1"].batcher, list[object]()
+    expect = batcher.expect
+
+    def note(*given: Any) -> None:
+        asked.append(given)
+        expect(*given)
+
+    batcher.expect = note  # pyrefly: ignore
+    cases: list[tuple[dict[str, str], int, str]] = [
+        ({}, 401, "has no token"),
+        (bearer(3), 401, ""),
+        ({"authorization": "Bearer x"}, 401, ""),
+        ({"authorization": "Basic YTpi"}, 401, ""),
+        (expired, 401, "is expired"),
+        (narrow, 403, "lacks the scope predict:pets"),
+    ]
+    for headers, status, why in cases:
+        answer = http.post(INFER, json=image(png_of(0)), headers=headers)
+        assert why in error(answer, status)
+        assert answer.headers["www-authenticate"].startswith('Bearer realm="headstock"')
+
+    assert asked == []
+    assert http.post(INFER, json=image(png_of(0)), headers=ADMIN).status_code == 200
+    assert len(asked) == 1
+
+
+def test_a_tokens_rate_is_one_for_both_surfaces(fleet: LocalFleet, http: HttpClient) -> None:
+    """429 with whole seconds, in the protocol's form."""
+    mine = give(fleet, "predict:pets", rate_per_s=1)
+    answers = [http.post(INFER, json=image(png_of(0)), headers=mine) for _ in range(20)]
+    refused = next(answer for answer in answers if answer.status_code != 200)
+
+    assert "1 request" in error(refused, 429)
+    assert int(refused.headers["retry-after"]) >= 1
+    assert http.post("/predict/pets", content=png_of(0), headers=mine).status_code == 429

@@ -174,13 +174,13 @@ def test_what_cannot_be_made_anew_is_refused_and_never_answered_by_the_other_tru
 
         def ask_while_held(record: Record) -> None:
             if record.kind == "commit":
-                job = Job([given[kind]], TASKS, made_for=old.manifest)  # pyrefly: ignore
+                job = Job([given[kind]], TASKS, made_for=old.manifest)
                 waiting.append(replica.batcher.submit(job))
 
         fleet.log.before_put = ask_while_held
         fleet.push_together(*heads_of(new), trunk=new.folder)
         heal(fleet)
-        late = Job([given[kind]], TASKS, made_for=old.manifest)  # pyrefly: ignore
+        late = Job([given[kind]], TASKS, made_for=old.manifest)
 
         with pytest.raises(OtherTrunkError, match="The trunk was changed"):
             waiting[0].result(10)
