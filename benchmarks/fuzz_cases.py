@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -222,6 +223,44 @@ def _json(value: Any) -> bytes:
     return json.dumps(value).encode("utf-8", "surrogatepass")
 
 
+@st.composite
+def inferences(draw: st.DrawFn) -> Sent:
+    """Inference requests whose shapes, types, lengths or raw tensors do not agree."""
+    model = draw(st.sampled_from(["pets", "pets.pixels", "pets.features", "colours", "none"]))
+    place = draw(st.sampled_from(["", "/versions/1", "/versions/9", "/versions/x"]))
+    name = draw(st.sampled_from(["image", "pixels", "features", "more"]))
+    raw = draw(st.one_of(PICTURES.map(_counted), st.binary(max_size=200), FLOATS))
+    tensor: dict[str, Any] = {
+        "name": name,
+        "shape": draw(st.one_of(SHAPES, JSONS)),
+        "datatype": draw(st.sampled_from(["BYTES", "UINT8", "FP32", "FP64", "BOOL", "", None])),
+    }
+    if draw(st.booleans()):
+        tensor["parameters"] = {"binary_data_size": draw(st.sampled_from([len(raw), 0, -1, 2**40]))}
+    else:
+        tensor["data"] = draw(st.one_of(JSONS, st.lists(st.floats(), max_size=12)))
+    asked: dict[str, Any] = {"inputs": [tensor] * draw(st.sampled_from([1, 1, 1, 0, 2]))}
+    if draw(st.booleans()):
+        asked["outputs"] = [{"name": "scores", "parameters": draw(JSONS)}]
+    if draw(st.booleans()):
+        asked["parameters"] = draw(st.one_of(JSONS, st.just({"binary_data_output": True})))
+    head = draw(damaged(st.just(_json(asked))))
+    length = draw(st.sampled_from([len(head), len(head), 0, -1, len(head) + 1, 10**12]))
+    headers = dict(draw(HEADERS)) | {"inference-header-content-length": str(length)}
+    return Sent("POST", f"/v2/models/{model}{place}/infer", headers, head + raw)
+
+
+def _counted(data: bytes) -> bytes:
+    """One element of a raw BYTES tensor."""
+    return struct.pack("<I", len(data)) + data
+
+
+SHAPES = st.sampled_from(
+    [[1], [1, 3], [2, 3], [1, 32, 32, 3], [-1], [0], [2**40, 2**40], [1, 3, 1], [], [10**9]]
+)
+FLOATS = st.lists(st.floats(width=32), min_size=3, max_size=6).map(
+    lambda values: struct.pack(f"<{len(values)}f", *values)
+)
 READS = (
     "/tasks",
     "/tasks/{}",

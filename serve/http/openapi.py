@@ -14,9 +14,10 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from serve import answers
+from serve.http.described import JSON, Operation, Parameter
 from serve.http.oip.errors import is_within
-from serve.http.oip.operations import OIP_OPERATIONS, OIP_PATH_PARAMETERS
-from serve.http.operations import FORM, OPERATIONS, PATH_PARAMETERS, Operation, Parameter
+from serve.http.oip.operations import Error
+from serve.http.operations import FORM, OPERATIONS, PATH_PARAMETERS
 from serve.http.problems import PROBLEM, RETRY_AFTER_S, TITLES
 
 ABOUT = (
@@ -59,11 +60,10 @@ def openapi() -> dict[str, Any]:
     """The schema of every route of the service."""
     schemas: dict[str, Any] = {}
     paths: dict[str, dict[str, Any]] = {}
-    every = {**OPERATIONS, **OIP_OPERATIONS}
-    for (method, path), operation in every.items():
+    for (method, path), operation in OPERATIONS.items():
         paths.setdefault(path, {})[method.lower()] = _operation(method, path, operation, schemas)
     problems = {f"Problem{status}": _problem(status, schemas) for status in EXAMPLES}
-    errors = {f"InferenceError{status}": _inference_error(status) for status in EXAMPLES}
+    errors = {f"Error{status}": _error(status, schemas) for status in EXAMPLES}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -73,7 +73,7 @@ def openapi() -> dict[str, Any]:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
-        "tags": [{"name": tag} for tag in dict.fromkeys(o.tag for o in every.values())],
+        "tags": [{"name": tag} for tag in dict.fromkeys(o.tag for o in OPERATIONS.values())],
         "paths": paths,
         "components": {
             "schemas": schemas,
@@ -88,11 +88,10 @@ def openapi() -> dict[str, Any]:
 def _operation(
     method: str, path: str, operation: Operation, schemas: dict[str, Any]
 ) -> dict[str, Any]:
-    named = {**PATH_PARAMETERS, **OIP_PATH_PARAMETERS}
-    in_path = (named[name] for name in re.findall("{(.*?)}", path))
+    in_path = (PATH_PARAMETERS[name] for name in re.findall("{(.*?)}", path))
     parameters = [_parameter(p, schemas) for p in (*in_path, *operation.parameters)]
-    form = "InferenceError" if is_within(path) else "Problem"
     errors = {*operation.errors, *ALWAYS, *(WITH_A_BODY if operation.body else ())}
+    form = "Error" if is_within(path) else "Problem"
     shown: dict[str, Any] = {
         "summary": operation.summary,
         "operationId": "_".join([method.lower(), *re.findall(r"\w+", path)]),
@@ -134,7 +133,8 @@ def _answer(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
     if operation.media_type:
         of = operation.answer
         schema = {"type": "string"} if of is None else _schema(of, schemas)
-        shown["content"] = {operation.media_type: {"schema": schema}}
+        others = {media_type: {"schema": BYTES} for media_type in operation.also}
+        shown["content"] = {operation.media_type: {"schema": schema}, **others}
     return shown
 
 
@@ -149,13 +149,6 @@ def _body(media_type: str, of: Any, schemas: dict[str, Any]) -> dict[str, Any]:
         }
         return {"schema": {**fields, "additionalProperties": False}}
     return {"schema": BYTES if of is None else _schema(of, schemas)}
-
-
-def _inference_error(status: int) -> dict[str, Any]:
-    """As the Open Inference Protocol has it."""
-    schema = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
-    content = {"schema": schema, "example": {"error": EXAMPLES[status]}}
-    return {"description": TITLES[status], "content": {"application/json": content}}
 
 
 def _problem(status: int, schemas: dict[str, Any]) -> dict[str, Any]:
@@ -174,8 +167,18 @@ def _problem(status: int, schemas: dict[str, Any]) -> dict[str, Any]:
             "skipped": False,
         }
         example["gates"] = [verdict]
-    content = {"schema": _schema(answers.Problem, schemas), "example": example}
-    shown: dict[str, Any] = {"description": TITLES[status], "content": {PROBLEM: content}}
+    content = {PROBLEM: {"schema": _schema(answers.Problem, schemas), "example": example}}
+    return _refusal(status, content)
+
+
+def _error(status: int, schemas: dict[str, Any]) -> dict[str, Any]:
+    """The same within `/v2`, where the protocol says how."""
+    example = {"error": EXAMPLES[status]}
+    return _refusal(status, {JSON: {"schema": _schema(Error, schemas), "example": example}})
+
+
+def _refusal(status: int, content: dict[str, Any]) -> dict[str, Any]:
+    shown: dict[str, Any] = {"description": TITLES[status], "content": content}
     if status in SAYS_WHEN:
         when = "Seconds after which to ask again."
         schema = {"type": "integer", "examples": [RETRY_AFTER_S]}
@@ -186,8 +189,9 @@ def _problem(status: int, schemas: dict[str, Any]) -> dict[str, Any]:
 def _schema(of: Any, schemas: dict[str, Any]) -> dict[str, Any]:
     """The JSON schema of a type; whatever in it has a name is put among the schemas."""
     shown = TypeAdapter(of).json_schema(ref_template=f"{SCHEMAS}{{model}}")
-    schemas.update(shown.pop("$defs", {}))
+    named = shown.pop("$defs", {})
     if shown.get("type") == "object" and "title" in shown:
-        schemas[shown["title"]] = shown
-        return {"$ref": SCHEMAS + shown["title"]}
+        named, shown = {**named, shown["title"]: shown}, {"$ref": SCHEMAS + shown["title"]}
+    for name, schema in named.items():
+        assert schemas.setdefault(name, schema) == schema, f"two types are called {name}"
     return shown

@@ -3,74 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from export.bundle import TaskName
 from serve import answers
+from serve.http.described import (
+    CALLER,
+    JSON,
+    KEY,
+    TIMEOUT,
+    Operation,
+    Parameter,
+    query,
+)
+from serve.http.oip import operations as oip
 from serve.task_settings import TaskSettings
 
-JSON = "application/json"
 PICTURE = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 FORM = "multipart/form-data"
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """Something in the path, behind the question mark or among the headers.
-
-    Args:
-        where: "path", "query" or "header".
-        type: As pydantic takes it.
-    """
-
-    name: str
-    where: str
-    type: Any
-    description: str
-    example: object = None
-    is_required: bool = False
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One method of one path.
-
-    Args:
-        tag: Under which heading it is shown.
-        answer: Type of the JSON that it answers, or None if it answers something else.
-        media_type: Of the answer.
-        body: Media type of a request to the type of its JSON, or to the names of a form's fields
-            for files, of which the first is needed; None: bytes of that media type.
-        parameters: All but the path's.
-        errors: Statuses that it may answer beside 200 and what every route may.
-        headers: Of the answer, with what they say.
-    """
-
-    summary: str
-    tag: str
-    answer: Any = None
-    media_type: str = JSON
-    body: Mapping[str, Any] = field(default_factory=dict)
-    is_body_required: bool = True
-    parameters: tuple[Parameter, ...] = ()
-    errors: tuple[int, ...] = ()
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-def query(name: str, of: Any, description: str, example: object, **more: bool) -> Parameter:
-    """Behind the question mark."""
-    return Parameter(name, "query", of, description, example, **more)
-
-
-def header(name: str, of: Any, description: str, example: object) -> Parameter:
-    """Among the headers."""
-    return Parameter(name, "header", of, description, example)
-
-
 PATH_PARAMETERS = {
+    **oip.PARAMETERS,
     "task": Parameter("task", "path", TaskName, "The task.", "pets", is_required=True),
     "digest": Parameter(
         "digest",
@@ -93,21 +49,6 @@ Number = Annotated[int, Field(ge=1, lt=10**15)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 TOP = query("top", Count, "How many scores to answer, the best first.", 3)
-TIMEOUT = header(
-    "x-headstock-timeout-ms",
-    Annotated[int, Field(ge=1)],
-    "How long the caller waits, at most the service's `request_timeout_s`.",
-    2000,
-)
-CALLER = header(
-    "x-headstock-caller", str, "Who asks: one caller stays with one side of a canary.", "shop-17"
-)
-KEY = header(
-    "idempotency-key",
-    Annotated[str, Field(max_length=200)],
-    "Makes repeated requests one change; the request id if it is not given.",
-    "push-2026-11-21-a",
-)
 MESSAGE = query("message", str, "Why; shown by the history.", "more pictures of cats")
 EXPECTED = query("expected", Number, "Refuse unless this version is live.", 7)
 NEW_LABELS = query("new_labels", bool, "Declare that the labels change.", None)
@@ -320,6 +261,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         media_type="text/plain",
         errors=(503,),
     ),
+    **oip.OPERATIONS,
     ("GET", "/openapi.json"): Operation("This schema.", "documentation", dict[str, Any]),
     ("GET", "/docs"): Operation(
         "This schema as a page to read and to try.", "documentation", media_type="text/html"

@@ -112,6 +112,7 @@ def test_parameters_in_the_path_are_those_of_the_path() -> None:
         assert sorted(names) == sorted(re.findall("{(.*?)}", path))
 
 
+FEATURES = {"name": "features", "shape": [1, 3], "datatype": "FP32", "data": [0.1, 0.2, 0.3]}
 ANSWERS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "one picture": ("post", "/predict/{task}", "/predict/colours", {"content": png_of(0)}),
     "two pictures": (
@@ -146,6 +147,39 @@ ANSWERS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "metrics": ("get", "/metrics", "/metrics", {}),
     "live": ("get", "/v2/health/live", "/v2/health/live", {}),
     "ready": ("get", "/v2/health/ready", "/v2/health/ready", {}),
+    "the server": ("get", "/v2", "/v2", {}),
+    "a model": ("get", "/v2/models/{model}", "/v2/models/colours", {}),
+    "a version of a model": (
+        "get",
+        "/v2/models/{model}/versions/{version}",
+        "/v2/models/colours.pixels/versions/2",
+        {},
+    ),
+    "a model that is ready": ("get", "/v2/models/{model}/ready", "/v2/models/colours/ready", {}),
+    "a configuration": ("get", "/v2/models/{model}/config", "/v2/models/colours/config", {}),
+    "statistics": ("get", "/v2/models/{model}/stats", "/v2/models/colours/stats", {}),
+    "all statistics": ("get", "/v2/models/stats", "/v2/models/stats", {}),
+    "an index": ("post", "/v2/repository/index", "/v2/repository/index", {"json": {}}),
+    "loading what is loaded": (
+        "post",
+        "/v2/repository/models/{model}/load",
+        "/v2/repository/models/colours/load",
+        {"json": {}},
+    ),
+    "an inference": (
+        "post",
+        "/v2/models/{model}/infer",
+        "/v2/models/colours.features/infer",
+        {"json": {"inputs": [FEATURES]}},
+    ),
+    "a raw inference": (
+        "post",
+        "/v2/models/{model}/infer",
+        "/v2/models/colours.features/infer",
+        {"json": {"inputs": [FEATURES], "parameters": {"binary_data_output": True}}},
+    ),
+    "no model": ("get", "/v2/models/{model}", "/v2/models/pets", {}),
+    "no inputs": ("post", "/v2/models/{model}/infer", "/v2/models/colours/infer", {"json": {}}),
     "the page": ("get", "/docs", "/docs", {}),
     "its script": ("get", "/docs/rapidoc-min.js", "/docs/rapidoc-min.js", {}),
     "no top": ("post", "/predict/{task}", "/predict/colours?top=0", {"content": png_of(0)}),
@@ -203,7 +237,7 @@ def check(operation: dict[str, Any], response: httpx.Response) -> None:
     if "$ref" in said:
         said = SCHEMA["components"]["responses"][said["$ref"].rpartition("/")[2]]
     media_type = response.headers.get("content-type", "").partition(";")[0]
-    assert said.get("content", {"": {}}).keys() == {media_type}
+    assert media_type in said.get("content", {"": {}})
     if media_type in {"application/json", "application/problem+json"}:
         validator(said["content"][media_type]["schema"]).validate(response.json())
 
