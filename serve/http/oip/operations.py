@@ -180,7 +180,7 @@ def _of_models() -> Mapping[tuple[str, str], Operation]:
         InferResponse,
         body={JSON: InferRequest, BINARY: None},
         parameters=(LENGTH, TIMEOUT, CALLER),
-        errors=(400, 404, 413, 415, 503),
+        errors=(400, 404, 409, 413, 415, 503),
         also=(BINARY,),
     )
     of_model = {
