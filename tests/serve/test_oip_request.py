@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from serve.http.oip.request import read_request
 from serve.http.oip.tensors import TensorSpec
 from serve.http.problems import RequestError
 
+ANY_TIME = settings(deadline=None)  # a machine may be busy
 IMAGE = TensorSpec("image", "BYTES", (-1,))
 
 
+@ANY_TIME
 @given(body=st.binary(max_size=120), length=st.integers(0, 120))
 @example(body=b"{}", length=2)
 @example(body=b'{"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES"}]}', length=66)
@@ -43,6 +45,7 @@ TENSORS = st.fixed_dictionaries(
 )
 
 
+@ANY_TIME
 @given(inputs=st.lists(TENSORS, max_size=2), raw=st.binary(max_size=20))
 def test_what_is_nearly_a_request_is_one_or_the_callers_mistake(
     inputs: list[dict[str, Any]], raw: bytes

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
@@ -15,11 +15,13 @@ from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from serve.http.oip.tensors import TensorError, from_list, from_raw, split, to_raw
 
+ANY_TIME = settings(deadline=None)  # a machine may be busy
 SHAPES = array_shapes(min_dims=1, max_dims=4, max_side=4)
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 ELEMENTS = st.lists(st.binary(max_size=20), min_size=1, max_size=6)
 
 
+@ANY_TIME
 @given(arrays(np.float32, SHAPES, elements=FLOATS))
 def test_floats_are_little_endian_and_row_major(array: NDArray[np.float32]) -> None:
     """As `struct` writes them one by one, and back."""
@@ -29,6 +31,7 @@ def test_floats_are_little_endian_and_row_major(array: NDArray[np.float32]) -> N
     np.testing.assert_array_equal(from_raw(raw, "FP32", array.shape), array)
 
 
+@ANY_TIME
 @given(arrays(np.uint8, SHAPES))
 def test_bytes_of_pixels_are_themselves(array: NDArray[np.uint8]) -> None:
     """One each, row-major."""
@@ -36,6 +39,7 @@ def test_bytes_of_pixels_are_themselves(array: NDArray[np.uint8]) -> None:
     np.testing.assert_array_equal(from_raw(to_raw(array), "UINT8", array.shape), array)
 
 
+@ANY_TIME
 @given(ELEMENTS)
 def test_texts_are_framed_as_the_standard_client_frames_them(elements: list[bytes]) -> None:
     """In both directions."""
@@ -47,6 +51,7 @@ def test_texts_are_framed_as_the_standard_client_frames_them(elements: list[byte
     assert list(deserialize_bytes_tensor(raw)) == elements
 
 
+@ANY_TIME
 @given(elements=ELEMENTS, data=st.data())
 def test_a_cut_or_longer_tensor_is_refused(elements: list[bytes], data: st.DataObject) -> None:
     """Wherever it is cut, and whatever follows it."""
@@ -59,6 +64,7 @@ def test_a_cut_or_longer_tensor_is_refused(elements: list[bytes], data: st.DataO
             split(wrong, len(elements))
 
 
+@ANY_TIME
 @given(data=st.binary(max_size=40), num=st.integers(1, 6))
 def test_any_bytes_are_read_whole_or_refused(data: bytes, num: int) -> None:
     """What is read writes the same bytes again."""
@@ -87,6 +93,7 @@ def test_an_array_of_another_length_is_refused(datatype: Any, more: int) -> None
         from_raw(bytes(size + more), datatype, [2, 3])
 
 
+@ANY_TIME
 @given(arrays(np.float32, SHAPES, elements=FLOATS))
 def test_a_list_may_be_nested_or_flat(array: NDArray[np.float32]) -> None:
     """Both are the same tensor."""
