@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,22 @@ from serve.engine import Engine
 from serve.graph_gate import GateError
 from serve.heads import Head, graph_file
 from serve.onnx_session import Device
+
+Takes = Literal["features", "prefix"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What contenders start from: a trunk, and which of its outputs."""
+
+    engine: Engine
+    takes: Takes
+
+    def give(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The output for pictures uint8 [batch, size, size, 3]."""
+        if self.takes == "features":
+            return self.engine.features(pictures)
+        return self.engine.prefix(pictures)
 
 
 class Contender:
@@ -30,7 +47,8 @@ class Contender:
     """
 
     def __init__(self, bundle: Bundle, engine: Engine) -> None:
-        self.head, self.engine = load_head(bundle, engine.device), engine
+        self.digest = bundle.digest
+        self.head, self._engine = load_head(bundle, engine.device), engine
         self._graph: AdaptedGraph | None = None
         self._slot: dict[str, NDArray[np.float32]] = {}
         if entry := bundle.manifest.adapter:
@@ -44,15 +62,13 @@ class Contender:
                 raise GateError(str(error)) from error
 
     @property
-    def takes(self) -> Literal["features", "prefix"]:
-        """What it starts from: the trunk's features, or its prefix maps."""
-        return self.head.takes if self._graph is None else "prefix"
+    def source(self) -> Source:
+        """What it starts from; an adapter's layers come after the prefix."""
+        return Source(self._engine, self.head.takes if self._graph is None else "prefix")
 
     def start(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What the trunk gives for it, of pictures uint8 [batch, size, size, 3]."""
-        if self.takes == "features":
-            return self.engine.features(pictures)
-        return self.engine.prefix(pictures)
+        return self.source.give(pictures)
 
     def head_inputs(self, given: NDArray[np.float32]) -> NDArray[np.float32]:
         """What its graph takes, of what `start` gives: features that its adapter has changed."""

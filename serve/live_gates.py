@@ -8,10 +8,11 @@ from export.bundle import HELDOUT, Bundle
 from serve.accuracy_gate import check_accuracy
 from serve.contender import Contender
 from serve.engine import Engine
+from serve.exam import Exam
 from serve.gates import GateSkippedError, run_gates
 from serve.graph_gate import GateError
 from serve.grounds import Grounds
-from serve.heldout import Heldout, HeldoutError, read_heldout
+from serve.heldout import HeldoutError, read_heldout
 from serve.latency_gate import check_latency
 from serve.proposal import new_labels_reason
 from serve.record import Verdict
@@ -20,7 +21,7 @@ from serve.record import Verdict
 def compare(
     bundle: Bundle,
     live: Bundle | None,
-    sample: bytes | None,
+    exam: Exam | None,
     grounds: Grounds,
     engine: Engine,
     live_engine: Engine,
@@ -35,7 +36,10 @@ def compare(
         live_engine: The trunk that is served, mostly the same.
         bundle: One that passed `gates.admit`.
         live: The bundle of `grounds.live`, if there is one.
-        sample: The blob of `grounds.heldout`, if there is one.
+        exam: The sample of `grounds.heldout`, if there is one.
+
+    Raises:
+        StoreError: the sample cannot be read.
     """
     contender = Contender(bundle, engine)
     other = Contender(live, live_engine) if live else None
@@ -52,16 +56,15 @@ def compare(
                 f"the one that is served of {theirs.size_px} px, out of {theirs.resize_px}: no "
                 "sample is decoded for both"
             )
-        if sample is None:
+        if exam is None:
             raise GateSkippedError(
                 "the task has no held-out sample to compare on; set one with "
                 f"headstock task heldout {task} BUNDLE"
             )
-        exam = _read(sample, bundle, engine)
         return check_accuracy(contender, other, exam, task=task, margin=grounds.margin)
 
     def latency() -> str:
-        return check_latency(contender, other, engine, task=task, max_slowdown=grounds.max_slowdown)
+        return check_latency(contender, other, task=task, max_slowdown=grounds.max_slowdown)
 
     checks: dict[str, Callable[[], str]] = {
         "labels": lambda: check_labels(bundle, grounds, allow_new_labels=allow_new_labels),
@@ -100,9 +103,13 @@ def check_heldout(bundle: Bundle, grounds: Grounds, engine: Engine, *, task: str
         if grounds.heldout is None:
             raise GateSkippedError("neither the task nor the bundle has a held-out sample")
         return "the task has a held-out sample"
-    exam = _read(data, bundle, engine)
+    size_px = engine.manifest.preprocessing.size_px
+    try:
+        sample = read_heldout(data, size_px=size_px, num_labels=len(bundle.manifest.labels))
+    except HeldoutError as error:
+        raise GateError(str(error)) from error
     if grounds.takes_heldout:
-        return f"its {len(exam.labels)} held-out pictures are the task's from now on"
+        return f"its {len(sample.labels)} held-out pictures are the task's from now on"
     if grounds.heldout == f"sha256:{bundle.manifest.files[HELDOUT].sha256}":
         return "brings the task's own held-out sample"
     has = "has its own" if grounds.heldout else "went live without one"
@@ -110,11 +117,3 @@ def check_heldout(bundle: Bundle, grounds: Grounds, engine: Engine, *, task: str
         f"brings a held-out sample that is not used: the task {has}, which only "
         f"headstock task heldout {task} changes"
     )
-
-
-def _read(data: bytes, bundle: Bundle, engine: Engine) -> Heldout:
-    size_px = engine.manifest.preprocessing.size_px
-    try:
-        return read_heldout(data, size_px=size_px, num_labels=len(bundle.manifest.labels))
-    except HeldoutError as error:
-        raise GateError(str(error)) from error

@@ -27,6 +27,7 @@ from serve.adapted import AdapterError
 from serve.batcher import Batcher
 from serve.devices import DeviceError
 from serve.engine import Engine, LiveHead, Snapshot
+from serve.exam import Exam
 from serve.grounds import Grounds
 from serve.headlog import HeadLog
 from serve.jobs import (
@@ -337,13 +338,17 @@ class Replica:
         return compare(
             bundle,
             self.log.get_served(grounds.live) if grounds.live else None,
-            self.log.get_blob(grounds.heldout) if grounds.heldout else None,
+            self._exam(grounds.heldout, bundle) if grounds.heldout else None,
             grounds,
             engine,
             live_engine,
             task=task,
             allow_new_labels=allow_new_labels,
         )
+
+    def _exam(self, heldout: Digest, bundle: Bundle) -> Exam:
+        num_labels = len(bundle.manifest.labels)
+        return Exam(heldout, self.log.get_blob, self.trunks.exams, num_labels=num_labels)
 
     @property
     def is_healthy(self) -> bool:

@@ -19,6 +19,7 @@ from export.bundle import (
 from serve import memory
 from serve.devices import choose_device
 from serve.engine import Engine
+from serve.exam import Kept
 from serve.headlog import HeadLog
 from serve.loading import HeadLoader
 from serve.onnx_session import Device
@@ -52,6 +53,8 @@ class ServedTrunk:
 class Trunks:
     """The trunk that is served, and at most one beside it: for the gates, or for a swap.
 
+    What the gates keep of held-out samples goes with its trunk.
+
     Args:
         first: What the head log names now.
 
@@ -70,6 +73,7 @@ class Trunks:
         self._beside: ServedTrunk | None = None
         self._num_holders = 0
         self.served = self._load(first, log.get_blob)
+        self.exams = Kept(first.trunk)
 
     def connect(self, on_load: Callable[[], None], is_pinned: Callable[[str], bool]) -> None:
         """See `AdapterMemory.connect`; for this trunk and those to come."""
@@ -100,6 +104,7 @@ class Trunks:
                 get_blob = self._log.get_blob if files is None else files.__getitem__
                 load = self._load_beside if must_fit else self._load
                 self._beside = load(change, get_blob)
+                self.exams.only(self.served.change.trunk, change.trunk)
             elif self._beside.change != change:
                 raise TrunkBusyError(
                     f"Trunk {self._beside.change.trunk} is being tried beside the one that is "
@@ -115,6 +120,7 @@ class Trunks:
             if self._num_holders:
                 return
             beside, self._beside = self._beside, None
+            self.exams.only(self.served.change.trunk)
             if beside is not None and beside is not self.served:
                 beside.running.close()
 

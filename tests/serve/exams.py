@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from export.bundle import digest_of
+from serve.exam import Exam, Kept
 from tests.serve.oracle import SIZE_PX
 
 PERFECT = np.eye(3, dtype=np.float32)  # the brightest channel
@@ -38,3 +40,8 @@ def right(weight: NDArray[np.float32], num: int = 200, *, seed: int = 0) -> NDAr
     pictures, labels = exam(num, seed=seed)
     means = pictures.astype(np.float64).mean(axis=(1, 2)) / 255
     return (means @ weight.astype(np.float64)).argmax(axis=1) == labels
+
+
+def exam_of(sample: bytes, kept: Kept | None = None, num_labels: int = 3) -> Exam:
+    """The exam that a sample is, with nothing kept of it yet."""
+    return Exam(digest_of(sample), lambda _: sample, kept or Kept(), num_labels=num_labels)

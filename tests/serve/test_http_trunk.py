@@ -37,7 +37,7 @@ def trunks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TinyTrunk]:
     folder = tmp_path_factory.mktemp("trunks")
     return {
         "old": TinyTrunk(folder / "old", size_px=8, roll=0, scale=0.01),
-        "same size": TinyTrunk(folder / "same", size_px=8, roll=0, scale=0.02),
+        "same size": TinyTrunk(folder / "same", size_px=8, roll=1, scale=0.02),
         "larger": TinyTrunk(folder / "larger", size_px=12, roll=1, scale=0.02),
     }
 
@@ -288,15 +288,25 @@ def perfect(trunk: TinyTrunk, *, sign: int = 1, heldout: bytes | None = None) ->
     return trunk.bundle("colours", 0, heldout, weight=weight)
 
 
+def kept(fleet: LocalFleet) -> set[str]:
+    """The trunks of which the replica that takes pushes keeps what they made of samples."""
+    return {key[0] for key in fleet.replicas["replica-1"].trunks.exams._arrays}
+
+
 def test_a_trunk_of_the_same_pictures_has_to_pass_the_tasks_exam(
-    http: HttpClient, trunks: dict[str, TinyTrunk]
+    fleet: LocalFleet, http: HttpClient, trunks: dict[str, TinyTrunk]
 ) -> None:
-    """What is live answers on its own trunk, the bundle on the new one, and both the same exam."""
+    """What is live answers on its own trunk, the bundle on the new one, and both the same exam.
+
+    What was kept of a trunk goes with it, whichever of the two it is.
+    """
     old, new = trunks["old"], trunks["same size"]
     http.request("PUT", "/tasks/colours/heldout", content=exam(8))
     http.post("/versions", files=[("bundle", ("c.zip", perfect(old).to_zip()))])
     worse = send(http, new, [perfect(new, sign=-1), heads_of(new)[1]])
+    until(lambda: kept(fleet) == {old.manifest.digest})
     good = send(http, new, [perfect(new), heads_of(new)[1]])
+    until(lambda: kept(fleet) == {new.manifest.digest})
     gates = http.get("/tasks/colours").json()["gates"]
 
     assert problem(worse, 422).startswith("colours: The head is worse than what is live")

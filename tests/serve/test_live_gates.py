@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from copy import copy
+from functools import partial as with_first
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,20 +14,19 @@ from numpy.typing import NDArray
 
 from export.bundle import HELDOUT, Bundle, digest_of
 from serve import latency_gate
-from serve.accuracy_gate import check_accuracy, right_answers
-from serve.contender import Contender
+from serve.accuracy_gate import check_accuracy
+from serve.contender import Contender, Source, Takes
 from serve.engine import Engine
 from serve.graph_gate import GateError
 from serve.grounds import Grounds
-from serve.heldout import Heldout
-from serve.latency_gate import Slowdown, check_latency, measure
+from serve.latency_gate import Slowdown, Way, check_latency, measure
 from serve.live_gates import compare
 from serve.record import Verdict
 from serve.tango import Paired, is_worse
-from tests.serve.exams import PERFECT, exam, heldout, partial, right
-from tests.serve.graphs import constant_head, head_model, node
-from tests.serve.specialised import LABELS, SpecialisedTrunk, some_pictures
+from tests.serve.exams import PERFECT, exam_of, heldout, partial, right
+from tests.serve.graphs import head_model, node
 from tests.serve.test_gates import BundleMaker, changed
+from tests.serve.tiny import TinyTrunk
 
 NUM = 200
 SAMPLE = heldout(NUM)
@@ -55,61 +56,15 @@ def verdicts(
     **fields: Any,
 ) -> dict[str, Verdict]:
     """Those of a comparison, by gate."""
-    ground = grounds(**fields)
+    ground, exam = grounds(**fields), None
     if sample is None:
         ground = grounds(**{"heldout": None, **fields})
+    else:
+        exam = exam_of(sample)
     found = compare(
-        bundle, other, sample, ground, engine, engine, task="colours", allow_new_labels=declared
+        bundle, other, exam, ground, engine, engine, task="colours", allow_new_labels=declared
     )
     return {verdict.gate: verdict for verdict in found}
-
-
-def sample_of(num: int = NUM) -> Heldout:
-    """The exam."""
-    return Heldout(*exam(num))
-
-
-def test_the_right_answers_are_numpys(engine: Engine, make_bundle: BundleMaker) -> None:
-    """Picture by picture, for several heads at once, over batches of which the last is short."""
-    weights = [PERFECT, partial(0.3), partial(1.0), -PERFECT]
-    contenders = [Contender(make_bundle(weight=weight), engine) for weight in weights]
-    found = right_answers(contenders, sample_of(83))
-
-    for mine, weight in zip(found, weights, strict=True):
-        np.testing.assert_array_equal(mine, right(weight, 83))
-
-
-def test_every_kind_is_compared_on_its_own_path(small_trunk: SpecialisedTrunk) -> None:
-    """Head, adapters of both families and tail: the scores are PyTorch's, and so what is right."""
-    tasks = [
-        small_trunk.with_head("a", 1),
-        small_trunk.with_adapter("b", "lora", 2),
-        small_trunk.with_adapter("c", "ssf", 3),
-        small_trunk.with_tail("d", 4),
-    ]
-    engine = small_trunk.engine()
-    pictures = some_pictures(20, seed=9) // np.arange(1, 21, dtype=np.uint8)[:, None, None, None]
-    labels = np.arange(20, dtype=np.int64) % len(LABELS)
-    contenders = [Contender(task.bundle, engine) for task in tasks]
-    found = right_answers(contenders, Heldout(pictures, labels))
-
-    assert [contender.takes for contender in contenders] == ["features", *["prefix"] * 3]
-    for contender, mine, task in zip(contenders, found, tasks, strict=True):
-        logits = contender.logits(contender.start(pictures))
-        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-        scores = exponentials / exponentials.sum(axis=1, keepdims=True)
-        truth = task.truth(pictures)
-        np.testing.assert_allclose(scores, truth, atol=1e-4)
-        np.testing.assert_array_equal(mine, truth.argmax(axis=1) == labels)
-
-
-def test_an_answer_that_is_not_finite_is_wrong(engine: Engine, make_bundle: BundleMaker) -> None:
-    """Also where it is the right label that is infinite."""
-    broken = Contender(make_bundle(graph=constant_head([np.inf, 0, 0])), engine)
-    white = Heldout(np.full((1, 8, 8, 3), 255, np.uint8), np.zeros(1, np.int64))
-    (mine,) = right_answers([broken], white)
-
-    assert mine.tolist() == [False]
 
 
 def test_a_head_that_is_as_good_passes_and_is_told_the_figures(
@@ -165,7 +120,7 @@ def test_a_small_sample_says_what_it_could_not_see(
 ) -> None:
     """The drop that would have shown is one that is refused, and the next smaller one is not."""
     mine, live = (Contender(make_bundle(weight=w), engine) for w in (PERFECT, 2 * PERFECT))
-    told = check_accuracy(mine, live, sample_of(30), task="colours", margin=0.01)
+    told = check_accuracy(mine, live, exam_of(heldout(30)), task="colours", margin=0.01)
 
     assert "the sample is too small to tell a drop of 0.01 from chance" in told
     assert "only a drop of 0.167 or more would have shown" in told  # 5 of 30
@@ -280,18 +235,18 @@ def test_a_head_that_takes_much_longer_is_refused_and_told_the_setting(
     heavy = Contender(make_bundle(weight=PERFECT, graph=slow()), engine)
     plain = Contender(make_bundle(weight=PERFECT), engine)
     with pytest.raises(GateError, match=r"measured 3 times; at most 1\.5 x") as refused:
-        check_latency(heavy, plain, engine, task="colours", max_slowdown=1.5)
+        check_latency(heavy, plain, task="colours", max_slowdown=1.5)
     asked = float(str(refused.value).rpartition("max_slowdown=")[2].rstrip("."))
 
     assert "x in batches of 1, " in str(refused.value)
-    assert check_latency(heavy, plain, engine, task="colours", max_slowdown=2 * asked)
-    assert "what is live" in check_latency(heavy, heavy, engine, task="c", max_slowdown=1.5)
+    assert check_latency(heavy, plain, task="colours", max_slowdown=2 * asked)
+    assert "what is live" in check_latency(heavy, heavy, task="c", max_slowdown=1.5)
 
 
 def test_a_first_push_is_measured_and_not_refused(engine: Engine, make_bundle: BundleMaker) -> None:
     """However slow: its task has no settings yet that could allow it."""
     heavy = Contender(make_bundle(weight=PERFECT, graph=slow()), engine)
-    told = check_latency(heavy, None, engine, task="colours", max_slowdown=1.5)
+    told = check_latency(heavy, None, task="colours", max_slowdown=1.5)
     ratio = float(told.removeprefix("answers take ").partition(" x")[0])
 
     assert ratio > 1.5
@@ -310,7 +265,7 @@ def test_a_slow_down_that_nobody_would_notice_is_none(
             return slowdown
 
         monkeypatch.setattr(latency_gate, "measure", measured)
-        return check_latency(plain, plain, engine, task="colours", max_slowdown=1.5)
+        return check_latency(plain, plain, task="colours", max_slowdown=1.5)
 
     assert "10.00 x" in told(tried[0])
     with pytest.raises(GateError, match=r"10\.00 x"):
@@ -330,25 +285,80 @@ def test_one_attempt_in_which_all_is_well_is_enough(
     monkeypatch.setattr(latency_gate, "measure", measured)
 
     assert "1.00 x in batches of 1, 1.00 x in batches of 8" in check_latency(
-        plain, plain, engine, task="colours", max_slowdown=1.5
+        plain, plain, task="colours", max_slowdown=1.5
     )
 
 
-def test_both_are_run_in_turn(engine: Engine) -> None:
-    """So that whatever else the machine does meets both."""
-    order: list[tuple[str, int]] = []
+class Noted:
+    """A trunk whose runs are noted, and ways that start from it."""
 
-    def asked(name: str) -> Callable[[NDArray[np.uint8]], None]:
-        def answer(pictures: NDArray[np.uint8]) -> None:
-            order.append((name, len(pictures)))
+    def __init__(self, engine: Engine, name: str, order: list[str]) -> None:
+        self._engine, self._order = copy(engine), order
+        for takes in ("features", "prefix"):
+            setattr(self._engine, takes, with_first(self._give, f"{name} {takes}"))
 
-        return answer
+    def way(self, name: str, takes: Takes = "features") -> Way:
+        """One whose answers are noted too."""
+        return Way(Source(self._engine, takes), lambda _: self._order.append(name))
 
-    measure(asked("a"), asked("b"), engine, batch=8)
+    def _give(self, what: str, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        self._order.append(f"{what} of {len(pictures)} at {pictures.shape[1]} px")
+        return np.zeros((len(pictures), 3), np.float32)
 
-    assert set(order) == {("a", 8), ("b", 8)}
-    assert [name for name, _ in order] == ["a", "b"] * (len(order) // 2)
-    assert len(order) >= 8  # a run of each to allocate, and three rounds
+
+def test_both_are_run_in_turn_after_one_run_of_the_trunk(engine: Engine) -> None:
+    """So that whatever else the machine does meets both; each comes first in every other round."""
+    order: list[str] = []
+    noted, trunk = Noted(engine, "trunk", order), "trunk features of 8 at 8 px"
+    measure(noted.way("a"), noted.way("b"), batch=8)
+
+    assert order[:6] == [trunk, "a", "b", trunk, "a", "b"]  # the first run of a size allocates
+    assert order[6:9] == [trunk, "b", "a"]
+    assert len(order) >= 3 * 4
+
+
+def test_what_starts_from_something_else_has_its_own_run_of_the_trunk(engine: Engine) -> None:
+    """Prefix maps take another time than features."""
+    order: list[str] = []
+    noted = Noted(engine, "trunk", order)
+    measure(noted.way("a"), noted.way("b", "prefix"), batch=1)
+
+    assert order[:4] == ["trunk features of 1 at 8 px", "a", "trunk prefix of 1 at 8 px", "b"]
+
+
+def test_on_two_trunks_each_has_its_own_run_of_its_own_pictures(
+    engine: Engine, tmp_path: Path
+) -> None:
+    """Those of the new one may be larger."""
+    order: list[str] = []
+    larger = TinyTrunk(tmp_path / "larger", size_px=12, roll=1, scale=0.02).engine
+    new, old = Noted(larger, "new", order), Noted(engine, "old", order)
+    measure(new.way("a"), old.way("b"), batch=1)
+
+    new_runs, old_runs = "new features of 1 at 12 px", "old features of 1 at 8 px"
+    assert order[:4] == [new_runs, "a", old_runs, "b"]
+    assert order[8:12] == [old_runs, "b", new_runs, "a"]
+
+
+def test_the_trunks_time_counts_for_both(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that takes twice as long beside a trunk that takes ten times as long: 12 to 11."""
+    now_s = 0.0
+
+    def spend(seconds: float) -> NDArray[np.float32]:
+        nonlocal now_s
+        now_s += seconds
+        return np.zeros((1, 3), np.float32)
+
+    monkeypatch.setattr(latency_gate.time, "thread_time", lambda: now_s)
+
+    def features(_: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return spend(10.0)
+
+    monkeypatch.setattr(engine, "features", features)
+    source = Source(engine, "features")
+    slow, quick = Way(source, lambda _: spend(2.0)), Way(source, lambda _: spend(1.0))
+
+    assert measure(slow, quick, batch=1) == Slowdown(1, 12 / 11, 11.0, 1.0)
 
 
 def test_a_change_of_the_manifest_alone_changes_no_answer(
@@ -357,6 +367,7 @@ def test_a_change_of_the_manifest_alone_changes_no_answer(
     """Temperature and link say how sure a head is, not which label is first."""
     plain = make_bundle(weight=partial(0.3))
     sure = changed(plain, temperature=0.1, link="none")
-    one, other = right_answers([Contender(plain, engine), Contender(sure, engine)], sample_of())
+    contenders = [Contender(plain, engine), Contender(sure, engine)]
+    one, other = exam_of(SAMPLE).right_answers(contenders)
 
     np.testing.assert_array_equal(one, other)
