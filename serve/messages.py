@@ -84,6 +84,8 @@ class Change:
         retires: Whether the task is to answer nothing any more.
         heldout: Digest of a held-out sample for these labels: what the bundle of a push brings, or
             without a bundle what the task's is to be.
+        pictures: How a sample without a bundle is decoded, as `TrunkChange` says it; if the trunk
+            that is served takes others, it is refused.
         grounds: What the gates compared a push with; if that is no longer so, it is refused as
             "stale".
         to: The version to roll back to; None: the bundle that was live before.
@@ -117,6 +119,7 @@ class Change:
     promote: bool = False
     retires: bool = False
     heldout: Digest | None = None
+    pictures: tuple[int, int] | None = None
     grounds: Grounds | None = None
 
 

@@ -94,7 +94,7 @@ def _of_one_task(view: LogView, change: Change, now: datetime) -> Proposal | Ref
     if change.bundle is not None:
         return _push(view, change, change.bundle, now)
     if change.heldout is not None:
-        return _set_heldout(last, change)
+        return _set_heldout(view, change)
     return _roll_back(view, change)
 
 
@@ -320,9 +320,17 @@ def _samples(change: Change) -> tuple[HeldoutChange, ...]:
     return (HeldoutChange(task=change.task, labels=change.labels, heldout=change.heldout),)
 
 
-def _set_heldout(last: TaskVersion | None, change: Change) -> Proposal | Refused:
+def _set_heldout(view: LogView, change: Change) -> Proposal | Refused:
+    last, trunk = view.last(change.task), view.trunk
     if last is None:
         return _never_pushed(change)
+    if trunk is not None and trunk.pictures != change.pictures:
+        return Refused(
+            "conflict",
+            f"Trunk {trunk.trunk} went live while the held-out sample of task {change.task} was "
+            "checked, and takes pictures decoded otherwise. Decode the sample for that trunk and "
+            "send it again.",
+        )
     if last.change.labels != change.labels:
         return Refused(
             "conflict",

@@ -43,6 +43,7 @@ from serve.messages import Change, Outcome, Refused
 from serve.record import LogView, TaskChange
 from serve.replica import Replica
 from serve.task_settings import SettingError, asked_settings
+from serve.trunks import load_trunk_manifest
 
 
 class Admin:
@@ -122,17 +123,23 @@ class Admin:
         view = await self._history()
         task = _known(view, request)
         labels = view.tasks[task][-1].change.labels
-        size_px = self._replica.engine.manifest.preprocessing.size_px
-        read = partial(read_heldout, size_px=size_px, num_labels=len(labels))
-        await asyncio.to_thread(read, data)
+        trunk, log = view.trunk, self._replica.log
+        assert trunk is not None
+        # What its key has made already may be of a trunk before.
+        if not view.made_by(idempotency_key(request)):
+            manifest = await asyncio.to_thread(load_trunk_manifest, log, trunk)
+            size_px = manifest.preprocessing.size_px
+            read = partial(read_heldout, size_px=size_px, num_labels=len(labels))
+            await asyncio.to_thread(read, data)
         change = _requested(
             request,
             heldout=digest_of(data),
+            pictures=trunk.pictures,
             labels=labels,
             expected=number_in(request, "expected"),
             message=request.query_params.get("message", ""),
         )
-        await asyncio.to_thread(self._replica.log.put_blob, data)
+        await asyncio.to_thread(log.put_blob, data)
         return await self._describe(change)
 
     async def promote(self, request: Request) -> Response:

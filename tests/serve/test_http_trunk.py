@@ -342,6 +342,44 @@ def test_an_exam_of_other_pictures_is_passed_over_and_says_so(
     assert "The head is worse than what is live" in problem(still, 422)
 
 
+def test_a_sample_that_a_trunk_overtakes_is_taken_if_it_fits_that_trunk(
+    fleet: LocalFleet,
+    http: HttpClient,
+    trunks: dict[str, TinyTrunk],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was checked for the trunk before; what its key has made stays made."""
+    log = fleet.replicas["replica-1"].log
+    put_blob = log.put_blob
+
+    def send_while_it_goes_live(trunk: TinyTrunk, sample: bytes, key: str) -> httpx.Response:
+        def put(data: bytes) -> str:
+            fleet.push_together(*heads_of(trunk), trunk=trunk.folder)
+            return put_blob(data)
+
+        monkeypatch.setattr(log, "put_blob", put)
+        answer = set_exam(sample, key)
+        monkeypatch.setattr(log, "put_blob", put_blob)
+        return answer
+
+    def set_exam(sample: bytes, key: str) -> httpx.Response:
+        headers = {"idempotency-key": key}
+        return http.request("PUT", "/tasks/colours/heldout", content=sample, headers=headers)
+
+    alike = send_while_it_goes_live(trunks["same size"], exam(8), "a")
+    refused = send_while_it_goes_live(trunks["larger"], exam(8, num=50), "b")
+    again = set_exam(exam(8), "a")
+    decoded_anew = set_exam(exam(12), "c")
+    history = http.get("/tasks/colours/versions").json()["heldout"]
+
+    assert alike.json()["heldout"] == digest_of(exam(8))
+    assert problem(refused, 409).endswith("Decode the sample for that trunk and send it again.")
+    assert f"Trunk {trunks['larger'].manifest.digest} went live" in problem(refused, 409)
+    assert again.json() == alike.json()
+    assert decoded_anew.json()["heldout"] == digest_of(exam(12))
+    assert [one["heldout"] for one in history] == [digest_of(exam(8)), digest_of(exam(12))]
+
+
 def test_versions_of_two_trunks_are_compared_without_their_answers(
     http: HttpClient, new: TinyTrunk
 ) -> None:
