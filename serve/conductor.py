@@ -21,7 +21,7 @@ from serve.metrics import Report, fleet_text
 from serve.presence import GONE_AFTER, SHOW_EVERY_S, Presence
 from serve.proposal import Proposal, overtaken, propose
 from serve.protocol import ReplicaId
-from serve.record import LogView, TrunkChange
+from serve.record import HeadLogError, LogView, TrunkChange
 from serve.roll_call import Fleet, RollCall
 from serve.store import StoreError
 from serve.swaps import OvertakenError, Swaps, SwapUndoneError, abort_after
@@ -64,6 +64,7 @@ class Conductor:
         self._log, self._cluster = log, cluster
         self._presence, self._may_differ = Presence(log.store, cluster), may_differ
         self._presence.show()
+        self._shown_s = time.monotonic()
         self._others = self._presence.others()
         self._following: asyncio.Task[None] | None = None
         self._name = f"conductor-{secrets.token_hex(4)}"
@@ -187,21 +188,32 @@ class Conductor:
 
     async def _follow_others(self) -> None:
         """Keep up with what another cluster's conductor writes."""
-        shown_s = time.monotonic()
+        trouble = ""
         while True:
             await asyncio.sleep(FOLLOW_S)
+            wrong = ""
             try:
-                if await asyncio.to_thread(self._log.get_record, self.view.number + 1):
-                    await self._follow()
-                if self._swaps.members and time.monotonic() > shown_s + SHOW_EVERY_S:
-                    shown_s = time.monotonic()
-                    await asyncio.to_thread(self._presence.show)
-                    self._others = await asyncio.to_thread(self._presence.others)
-            except StoreError as error:
-                logger.warning("cannot see what others write: %s", error)
+                await self._look_for_others()
             # It must outlive any error: it is the only way to hear of others.
-            except Exception:
-                logger.exception("following the log stumbled and goes on")
+            except Exception as error:
+                wrong = repr(error)
+                # It may last for hours, and is told of once.
+                if wrong != trouble:
+                    is_foreseen = isinstance(error, StoreError | HeadLogError)
+                    logger.warning(
+                        "cannot see what others write: %s", error, exc_info=not is_foreseen
+                    )
+            if trouble and not wrong:
+                logger.warning("what others write can be seen again")
+            trouble = wrong
+
+    async def _look_for_others(self) -> None:
+        if await asyncio.to_thread(self._log.get_record, self.view.number + 1):
+            await self._follow()
+        if self._swaps.members and time.monotonic() > self._shown_s + SHOW_EVERY_S:
+            self._shown_s = time.monotonic()
+            await asyncio.to_thread(self._presence.show)
+            self._others = await asyncio.to_thread(self._presence.others)
 
     async def _follow(self) -> None:
         """Take the fleet to the records that others have written."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -11,6 +12,7 @@ import pytest
 
 from serve import conductor, presence
 from serve.messages import Outcome, Refused
+from serve.record import Record
 from tests.serve.harness import HttpClient, LocalFleet, until
 from tests.serve.oracle import Crowd, Heads, judge
 
@@ -182,3 +184,68 @@ def test_a_swap_that_the_takeover_meets_is_refused_or_made_and_never_half(
     assert "Cluster new has taken over" in reason
     assert judge(crowd.seen, old.view(), heads.seeds) == []
     assert old.live_versions("colours") == {1}
+
+
+def test_what_keeps_it_from_following_is_told_once_and_so_is_its_end(
+    old: LocalFleet, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that is away and a damaged record last for hours; each of many looks finds them."""
+    monkeypatch.setattr(conductor, "FOLLOW_S", 0.005)
+    caplog.set_level(logging.INFO, logger="serve.conductor")
+    looks = count_looks(old, monkeypatch)
+    record = Path(old.settings.store) / f"log/{old.view().number + 1:020d}.json"
+
+    def told_after(num_looks: int) -> list[str]:
+        caplog.clear()
+        before = len(looks)
+        until(lambda: len(looks) > before + num_looks)
+        lines = [line for line in caplog.records if line.name == "serve.conductor"]
+        assert not any(line.exc_info for line in lines)  # its message is all
+        return [line.getMessage() for line in lines]
+
+    told_after(1)
+    assert told_after(20) == []
+    record.write_text("{}")
+    damaged = told_after(20)
+    assert told_after(20) == []
+    record.unlink()
+    mended = told_after(20)
+    old.break_store()
+    away = told_after(20)
+    old.mend_store()
+    back = told_after(20)
+
+    assert len(damaged) == len(away) == 1
+    assert damaged[0].startswith(f"cannot see what others write: Record {int(record.stem)} in ")
+    assert "cannot see what others write: " in away[0]
+    assert mended == back == ["what others write can be seen again"]
+
+
+def test_following_goes_on_after_what_nobody_foresaw_and_shows_where_it_was(
+    old: LocalFleet, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another kind of error comes with its frames, once too."""
+    monkeypatch.setattr(conductor, "FOLLOW_S", 0.005)
+    looks = count_looks(old, monkeypatch, error=RuntimeError("odd"))
+    until(lambda: len(looks) > 20)
+    told = [line for line in caplog.records if line.name == "serve.conductor"]
+
+    assert [line.getMessage() for line in told] == ["cannot see what others write: odd"]
+    assert told[0].exc_info is not None
+
+
+def count_looks(
+    fleet: LocalFleet, monkeypatch: pytest.MonkeyPatch, *, error: Exception | None = None
+) -> list[int]:
+    """The numbers of the records that the conductor looks for; each look may raise an error."""
+    looks: list[int] = []
+    get_record = fleet.log.get_record
+
+    def noted(number: int, **options: bool) -> Record | None:
+        looks.append(number)
+        if error is not None:
+            raise error
+        return get_record(number, **options)
+
+    monkeypatch.setattr(fleet.log, "get_record", noted)
+    return looks
