@@ -133,7 +133,7 @@ class Admin:
             await asyncio.to_thread(read, data)
         change = _requested(
             request,
-            heldout=digest_of(data),
+            heldout=await asyncio.to_thread(digest_of, data),
             pictures=trunk.pictures,
             labels=labels,
             expected=number_in(request, "expected"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
@@ -18,6 +19,9 @@ from serve.http.problems import RequestError
 
 FIELD = "image"
 MAX_FILES = 10_000
+# What takes the event loop longer is done in a thread: 64 MiB are joined in 61 ms, and a piece of
+# 64 KiB may open to 32 MiB in 112 ms, while weights take 0.4 (AMD EPYC, busy machine, 2026-11-22).
+QUICK_BYTES = 2**20
 # What is asked here has few values, none of them deep; see docs/limits.md.
 MAX_JSON_SYMBOLS = 50_000
 MAX_JSON_DEPTH = 16
@@ -45,11 +49,15 @@ async def read_body(request: Request, *, max_bytes: int) -> bytes:
             size_bytes += len(chunk)
             if size_bytes > max_bytes:
                 break
-            chunks.append(inflater.feed(chunk) if inflater and chunk else chunk)
+            if inflater and chunk:
+                chunk = await asyncio.to_thread(inflater.feed, chunk)  # noqa: PLW2901
+            chunks.append(chunk)
         else:
             if inflater:
                 inflater.end()
-            return b"".join(chunks)
+            if sum(map(len, chunks)) <= QUICK_BYTES:
+                return b"".join(chunks)
+            return await asyncio.to_thread(b"".join, chunks)
     raise _too_large(max_bytes)
 
 

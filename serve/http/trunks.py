@@ -47,7 +47,8 @@ class TrunkRoutes:
         check_parameters(request, *PARAMETERS)
         replica = self._replica
         sent = await files_in(request, "trunk", "bundle", max_bytes=replica.settings.max_push_bytes)
-        manifest, files = _trunk_in([file for file in sent if file.field == "trunk"])
+        of_trunk = [file for file in sent if file.field == "trunk"]
+        manifest, files, blobs = await asyncio.to_thread(_trunk_in, of_trunk)
         wanted = await wanted_in(request, [file for file in sent if file.field == "bundle"])
         trunk = trunk_change(manifest, digest_of(files[TRUNK_MANIFEST]))
         key, message = idempotency_key(request), request.query_params.get("message", "")
@@ -60,7 +61,6 @@ class TrunkRoutes:
         # Said before anything is loaded; and again by the conductor, as the log stands then.
         if refused := trunk_refusal(view, trunk, pushes):
             return problem_of_refusal(refused)
-        blobs: dict[Digest, bytes] = {digest_of(data): data for data in files.values()}
         async with self._beside(trunk, blobs) as beside:
             if not flag_in(request, "dry_run"):
                 manifest_bytes = files.pop(TRUNK_MANIFEST)
@@ -109,8 +109,12 @@ class TrunkRoutes:
             await asyncio.to_thread(self._replica.trunks.let_go)
 
 
-def _trunk_in(sent: list[File]) -> tuple[TrunkManifest, dict[str, bytes]]:
+def _trunk_in(
+    sent: list[File],
+) -> tuple[TrunkManifest, dict[str, bytes], dict[Digest, bytes]]:
     """The manifest of a trunk and the files that serving needs, `trunk.json` among them.
+
+    Both by their names and by their digests.
 
     Raises:
         BundleError: a file is missing or is not as the manifest says.
@@ -124,4 +128,5 @@ def _trunk_in(sent: list[File]) -> tuple[TrunkManifest, dict[str, bytes]]:
     manifest = read_trunk_manifest(files[TRUNK_MANIFEST])
     needed = stored_files(manifest)
     check_files({name: data for name, data in files.items() if name in needed}, needed)
-    return manifest, {name: files[name] for name in (TRUNK_MANIFEST, *needed)}
+    wanted = {name: files[name] for name in (TRUNK_MANIFEST, *needed)}
+    return manifest, wanted, {digest_of(data): data for data in wanted.values()}

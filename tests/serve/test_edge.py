@@ -14,11 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from serve.http.body import MAX_JSON_DEPTH, MAX_JSON_SYMBOLS, pictures_in, read_body
+from serve.http.body import (
+    MAX_JSON_DEPTH,
+    MAX_JSON_SYMBOLS,
+    QUICK_BYTES,
+    pictures_in,
+    read_body,
+)
 from serve.http.problems import RequestError
 from serve.http.routes import http_app
 from tests.serve import bombs
@@ -303,6 +310,30 @@ def test_the_bound_holds_for_what_a_body_opens_to() -> None:
     assert asyncio.run(_read(packed, headers, 1000)) == b"x" * 1000
     with pytest.raises(RequestError, match="more than 999 bytes"):
         asyncio.run(_read(packed, headers, 999))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "beside"), [("gzip", ["feed", "join"]), ("identity", ["join"])]
+)
+def test_a_large_body_is_opened_and_put_together_beside_the_event_loop(
+    encoding: str, beside: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 KiB may open to 64 MiB, which would keep all others waiting for 0.2 s."""
+    in_thread: list[str] = []
+    to_thread = asyncio.to_thread
+
+    async def noted(call: Callable[..., Any], *given: Any) -> Any:
+        in_thread.append(call.__name__)
+        return await to_thread(call, *given)
+
+    monkeypatch.setattr(asyncio, "to_thread", noted)
+    data = np.random.default_rng(1).bytes(QUICK_BYTES + 1)
+    body = gzip.compress(data) if encoding == "gzip" else data
+    opened = asyncio.run(_read(body, {"content-encoding": encoding}, 2 * len(data)))
+
+    assert opened == data
+    # The conductor of the other tests has threads too.
+    assert [name for name in in_thread if name in {"feed", "join"}] == beside
 
 
 def test_json_may_have_so_many_symbols() -> None:
