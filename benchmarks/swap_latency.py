@@ -16,6 +16,7 @@ from benchmarks.background import Background
 from benchmarks.fixtures import make_bundle, make_trunk, photograph, serving
 from benchmarks.load import Load, run_load
 from benchmarks.report import arguments, finish, note, quantile_of
+from serve.answers import Swap
 from serve.client import Client
 
 CONNECTIONS = 8
@@ -37,7 +38,7 @@ def main() -> None:
         ):
             client.push(bundles[-1])
             pushes_ms: list[float] = []
-            swaps: list[dict[str, float]] = []
+            swaps: list[Swap] = []
             url, jpeg, load = f"{service['url']}/predict/photos", photograph(), Load()
             with Background(lambda _: _ask(url, jpeg, load)):
                 for number in range(num_swaps):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import Field
+from pydantic import Field, GetPydanticSchema
 from typing_extensions import TypedDict
 
 from export.bundle import Digest, Manifest, Sha256, TaskName
@@ -15,6 +15,16 @@ from serve.trust import KeyName
 
 Version = Annotated[int, Field(ge=1, description="Numbers the states that a task was in.")]
 RecordNumber = Annotated[int, Field(ge=1, description="The record of the head log that says so.")]
+
+
+def _described_as(kind: Any) -> GetPydanticSchema:
+    """For a part that callers read as it comes, and that has a type of its own in here."""
+    return GetPydanticSchema(lambda _, handler: handler.generate_schema(kind))
+
+
+SettingsTold = Annotated[dict[str, bool | int | float | None], _described_as(TaskSettings)]
+ManifestTold = Annotated[dict[str, Any], _described_as(Manifest)]
+TrialTold = Annotated[dict[str, Any], _described_as(Trial)]
 Moment = Annotated[str, Field(description="UTC, ISO 8601.", examples=["2026-11-21T20:00:00Z"])]
 
 
@@ -186,7 +196,7 @@ class Rollout(TypedDict):
     labels: list[str]
     share: float
     signed: NotRequired[Any]
-    seen: NotRequired[Trial]
+    seen: NotRequired[TrialTold]
     verdict: NotRequired[Literal["worse", "good", "undecided"]]
     reason: NotRequired[str]
 
@@ -194,7 +204,7 @@ class Rollout(TypedDict):
 class TaskState(TaskVersion):
     """What is live of a task, and its settings."""
 
-    settings: TaskSettings
+    settings: SettingsTold
     heldout: Annotated[Digest | None, Field(description="Its held-out sample.")]
 
 
@@ -218,7 +228,7 @@ class SettingsChange(TypedDict):
     task: TaskName
     version: Version
     action: Literal["settings"]
-    settings: TaskSettings
+    settings: SettingsTold
     changed: dict[str, bool | int | float | None]
     record: RecordNumber
     written_at: Moment
@@ -279,7 +289,7 @@ class KnownBundle(TypedDict):
     """A bundle that was ever live."""
 
     bundle: Digest
-    manifest: Manifest
+    manifest: ManifestTold
     used: list[Use]
 
 

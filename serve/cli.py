@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import threading
 import traceback
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -100,7 +100,7 @@ def serve(
     as_json: AsJson = False,
 ) -> None:
     """Run the service here, until it is interrupted."""
-    from serve.service import Service  # noqa: PLC0415 (a second of imports, for this command only)
+    from serve.service import Service, asked_to_end  # noqa: PLC0415 (a second of imports)
 
     settings = load_settings(
         store=store,
@@ -110,7 +110,6 @@ def serve(
         precision=precision,
         device=device,
     )
-    is_over = threading.Event()
     with ExitStack() as running:
         with notes.status("starting") as status:
             service = running.enter_context(
@@ -121,10 +120,7 @@ def serve(
                     progress=lambda step: status.update(f"starting: {step}"),
                 )
             )
-        # Only now: Ray sets handlers of its own while it starts, and a start that is interrupted
-        # ends by the exception that they raise.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: is_over.set())
+        is_over = asked_to_end()
         if as_json:
             ready = {"url": service.url, "pid": os.getpid(), "start_seconds": service.step_seconds}
             sys.stdout.write(json.dumps(ready) + "\n")
@@ -176,25 +172,19 @@ def push(
             Client(server, token=token) as client,
             notes.status("asking" if dry_run else "pushing"),
         ):
-            if (bundles[0] / TRUNK_MANIFEST).is_file():
+            is_one = len(bundles) == 1 and not _is_trunk(bundles[0])
+            if not is_one:
                 _refuse_options(task=task, canary=canary, shadow=shadow)
-                pushed = client.push_trunk(
-                    bundles[0],
-                    bundles[1:],
-                    message=message,
-                    new_labels=new_labels,
-                    dry_run=dry_run,
-                    sign_with=signer,
-                )
+                ask = _try_several if dry_run else partial(_push_several, message=message)
+                pushed = ask(client, bundles, new_labels=new_labels, sign_with=signer)
             else:
-                pushed = client.push(
-                    bundles[0] if len(bundles) == 1 else bundles,
+                ask = client.try_push if dry_run else partial(client.push, message=message)
+                pushed = ask(
+                    bundles[0],
                     task=task,
-                    message=message,
                     new_labels=new_labels,
                     canary=parse_share(canary),
                     shadow=shadow,
-                    dry_run=dry_run,
                     sign_with=signer,
                 )
     except ClientError as error:
@@ -227,18 +217,34 @@ def retire(
     show_swap("retired", retired, as_json=as_json)
 
 
+def _is_trunk(path: Path) -> bool:
+    return (path / TRUNK_MANIFEST).is_file()
+
+
+def _push_several(client: Client, given: Sequence[Path], **options: Any) -> Mapping[str, Any]:
+    if _is_trunk(given[0]):
+        return client.push_trunk(given[0], given[1:], **options)
+    return client.push_together(given, **options)
+
+
+def _try_several(client: Client, given: Sequence[Path], **options: Any) -> Mapping[str, Any]:
+    if _is_trunk(given[0]):
+        return client.try_push_trunk(given[0], given[1:], **options)
+    return client.try_push_together(given, **options)
+
+
 def _refuse_options(**options: object) -> None:
-    """What is given for one task says nothing of a trunk.
+    """What is given for one task says nothing of several.
 
     Raises:
         BundleError: one of the options is given.
     """
     for name, value in options.items():
         if value:
-            raise BundleError(f"--{name} is for one bundle; a trunk goes live with all its heads.")
+            raise BundleError(f"--{name} is for one bundle; several go to the tasks that they were made for.")
 
 
-def _show_gates(asked: dict[str, Any], *, as_json: bool) -> None:
+def _show_gates(asked: Mapping[str, Any], *, as_json: bool) -> None:
     """What each gate says, and what a push would make."""
     if as_json:
         print_json(asked)

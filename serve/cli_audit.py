@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
+from serve.answers import Diff
 from serve.cli_rollout import print_rollout
 from serve.client import Client
 from serve.console import (
@@ -190,7 +192,7 @@ def _happenings(record: dict[str, Any]) -> list[str]:
     return found + ([f"trunk {short(record['trunk']['trunk'])}"] if "trunk" in record else [])
 
 
-def _sides_table(found: dict[str, Any]) -> Table:
+def _sides_table(found: Diff) -> Table:
     """Both versions side by side."""
     a, b = found["a"], found["b"]
     table = Table(found["task"], f"version {a['version']}", f"version {b['version']}")
@@ -217,7 +219,7 @@ def _sides_table(found: dict[str, Any]) -> Table:
     return table
 
 
-def _diff_lines(found: dict[str, Any]) -> list[str]:
+def _diff_lines(found: Diff) -> list[str]:
     """Labels, weights and answers, in words."""
     labels, weights = found["labels"], found["weights"]
     told = [f"added {', '.join(labels['added'])}"] if labels["added"] else []
@@ -243,26 +245,26 @@ def _diff_lines(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _kind(side: dict[str, Any]) -> str:
+def _kind(side: Mapping[str, Any]) -> str:
     return f"{side['kind']} ({side['adapter']['kind']})" if side["adapter"] else side["kind"]
 
 
-def _estimate(value: dict[str, Any] | None) -> str:
+def _estimate(value: Mapping[str, Any] | None) -> str:
     if value is None:
         return ""
     return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
 
 
-def _when(entry: dict[str, Any]) -> str:
+def _when(entry: Mapping[str, Any]) -> str:
     return entry["written_at"][:19].replace("T", " ")
 
 
-def _not_default(settings: dict[str, Any]) -> dict[str, Any]:
+def _not_default(settings: Mapping[str, Any]) -> dict[str, Any]:
     defaults = DEFAULTS.model_dump()
     return {name: value for name, value in settings.items() if value != defaults.get(name)}
 
 
-def _print_versions(versions: list[dict[str, Any]], *, first: str) -> None:
+def _print_versions(versions: Sequence[Mapping[str, Any]], *, first: str) -> None:
     columns = [
         "task",
         "version",
@@ -288,7 +290,7 @@ def _print_versions(versions: list[dict[str, Any]], *, first: str) -> None:
     out.print(table)
 
 
-def _cells(version: dict[str, Any]) -> list[str]:
+def _cells(version: Mapping[str, Any]) -> list[str]:
     when, message = _when(version), version["message"]
     if version["action"] == "settings":
         return ["", f"set {settings_text(version['changed'])}", "", "", "", when, message]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from export.keys import KeyFileError, load_private_key, new_key, read_public_key
 from export.sign import key_id_of
+from serve.answers import SigningKey
 from serve.client import Client
 from serve.console import DEFAULT_SERVER, AsJson, Server, Token, notes, out, print_json, signer_text
 from serve.settings import PREFIX
@@ -161,7 +163,7 @@ def read_private_key(path: Path) -> Ed25519PrivateKey:
     return load_private_key(path, passphrase)
 
 
-def find_key(known: list[dict[str, Any]], named: str) -> dict[str, Any]:
+def find_key(known: Sequence[SigningKey], named: str) -> SigningKey:
     """The key of that id or name; of several with one name, the one that is not revoked.
 
     Raises:
@@ -194,10 +196,10 @@ def _passphrase(question: str, *, confirm: bool) -> str:
     )
 
 
-def _scope(key: dict[str, Any]) -> str:
+def _scope(key: SigningKey) -> str:
     until = f" until {key['valid_until']}" if key["valid_until"] else ""
     return ", ".join(key["tasks"]) + until
 
 
-def _live(key: dict[str, Any]) -> str:
+def _live(key: SigningKey) -> str:
     return ", ".join(f"{live['task']} {live['version']}" for live in key["signed_live"])

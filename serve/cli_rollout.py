@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from serve.answers import Rollout
 from serve.client import Client
 from serve.console import DEFAULT_SERVER, AsJson, Server, Token, out, short, show_swap
 
@@ -77,7 +78,7 @@ def parse_share(text: str) -> float | None:
         raise ValueError(f"The share is {text!r}; expected one such as 10% or 0.1.") from None
 
 
-def print_rollout(task: str, rollout: dict[str, Any]) -> None:
+def print_rollout(task: str, rollout: Rollout) -> None:
     """One line for people: what is tried on whom, what was seen, what the rules make of it."""
     share = f" for {rollout['share']:.3g} of the callers" if rollout["share"] else ""
     seen = rollout.get("seen")

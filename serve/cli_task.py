@@ -82,7 +82,7 @@ def set_heldout(
     if as_json:
         print_json(told)
         return
-    out.print(f"{task} is compared on the sample {short(told['heldout'])} from now on")
+    out.print(f"{task} is compared on the sample {short(told['heldout'] or '')} from now on")
 
 
 def parse_settings(assignments: Sequence[str]) -> dict[str, object]:

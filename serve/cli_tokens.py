@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
+from serve.answers import AccessToken
 from serve.client import Client
 from serve.console import (
     DEFAULT_SERVER,
@@ -116,7 +118,7 @@ def show(server: Server = DEFAULT_SERVER, token: Token = "", as_json: AsJson = F
         out.print(table)
 
 
-def find_token(known: list[dict[str, Any]], named: str) -> dict[str, Any]:
+def find_token(known: Sequence[AccessToken], named: str) -> AccessToken:
     """The token of that id or name; of several with one name, the one that is not revoked.
 
     Raises:
@@ -159,6 +161,6 @@ def parse_expiry(text: str) -> datetime:
         ) from error
 
 
-def _for(token: dict[str, Any]) -> str:
+def _for(token: AccessToken) -> str:
     until = f" until {token['valid_until']}" if token["valid_until"] else ""
     return ", ".join(token["scopes"]) + until

@@ -1,7 +1,7 @@
 """A client of the service, `Client`, and its twin for asyncio, `AsyncClient`.
 
-What each call sends and how it reads the answer is in `client_calls.py` and `client_changes.py`,
-once for both; here is how it gets there and back.
+What each call sends and how it reads the answer is in `client_calls.py`, `client_pushes.py` and so
+on, once for both; here is how it gets there and back.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import httpx
 
 from serve import client_calls as calls
 from serve import client_changes as changes
+from serve import client_pushes as pushes
 from serve import client_tokens as access
 from serve.client_calls import Prediction
 from serve.client_each import AT_ONCE, Told, predict_each, predict_each_async
@@ -109,8 +110,12 @@ class Client:
     diff = _waits(calls.diff)
     bundle = _waits(calls.bundle)
     keys = _waits(calls.keys)
-    push = _waits(changes.push)
-    push_trunk = _waits(changes.push_trunk)
+    push = _waits(pushes.push)
+    push_together = _waits(pushes.push_together)
+    push_trunk = _waits(pushes.push_trunk)
+    try_push = _waits(pushes.try_push)
+    try_push_together = _waits(pushes.try_push_together)
+    try_push_trunk = _waits(pushes.try_push_trunk)
     promote = _waits(changes.promote)
     rollback = _waits(changes.rollback)
     rollback_trunk = _waits(changes.rollback_trunk)
@@ -220,8 +225,12 @@ class AsyncClient:
     diff = _awaits(calls.diff)
     bundle = _awaits(calls.bundle)
     keys = _awaits(calls.keys)
-    push = _awaits(changes.push)
-    push_trunk = _awaits(changes.push_trunk)
+    push = _awaits(pushes.push)
+    push_together = _awaits(pushes.push_together)
+    push_trunk = _awaits(pushes.push_trunk)
+    try_push = _awaits(pushes.try_push)
+    try_push_together = _awaits(pushes.try_push_together)
+    try_push_trunk = _awaits(pushes.try_push_trunk)
     promote = _awaits(changes.promote)
     rollback = _awaits(changes.rollback)
     rollback_trunk = _awaits(changes.rollback_trunk)

@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
+from serve.answers import (
+    Diff,
+    HeldoutChange,
+    KnownBundle,
+    Live,
+    SettingsChange,
+    SigningKeys,
+    TaskDetails,
+    TaskVersion,
+)
 from serve.client_sending import Ask, Steps
 
 
@@ -55,7 +64,7 @@ def predict_tasks(
     return [Prediction(**result) for result in body["results"]]
 
 
-def tasks() -> Steps[dict[str, Any]]:
+def tasks() -> Steps[Live]:
     """What is live.
 
     Raises:
@@ -64,7 +73,7 @@ def tasks() -> Steps[dict[str, Any]]:
     return (yield Ask("GET", "/tasks"))
 
 
-def task(task: str) -> Steps[dict[str, Any]]:
+def task(task: str) -> Steps[TaskDetails]:
     """What is live of one task, and how its rollout does if there is one.
 
     Raises:
@@ -73,7 +82,7 @@ def task(task: str) -> Steps[dict[str, Any]]:
     return (yield Ask("GET", path("tasks", task)))
 
 
-def versions(task: str) -> Steps[list[dict[str, Any]]]:
+def versions(task: str) -> Steps[list[TaskVersion]]:
     """Every version of a task, oldest first.
 
     Raises:
@@ -82,7 +91,7 @@ def versions(task: str) -> Steps[list[dict[str, Any]]]:
     return (yield Ask("GET", path("tasks", task, "versions")))["versions"]
 
 
-def history(task: str) -> Steps[list[dict[str, Any]]]:
+def history(task: str) -> Steps[list[TaskVersion | SettingsChange | HeldoutChange]]:
     """Every version of a task and every change of its settings and sample, oldest first.
 
     Raises:
@@ -93,7 +102,7 @@ def history(task: str) -> Steps[list[dict[str, Any]]]:
     return sorted(entries, key=lambda entry: entry["record"])
 
 
-def diff(task: str, a: int, b: int) -> Steps[dict[str, Any]]:
+def diff(task: str, a: int, b: int) -> Steps[Diff]:
     """What changed from one version of a task to another.
 
     Raises:
@@ -102,7 +111,7 @@ def diff(task: str, a: int, b: int) -> Steps[dict[str, Any]]:
     return (yield Ask("GET", path("tasks", task, "diff"), params={"a": a, "b": b}))
 
 
-def bundle(digest: str) -> Steps[dict[str, Any]]:
+def bundle(digest: str) -> Steps[KnownBundle]:
     """The manifest of a bundle that was ever live, and the versions that had it.
 
     Args:
@@ -114,7 +123,7 @@ def bundle(digest: str) -> Steps[dict[str, Any]]:
     return (yield Ask("GET", path("bundles", digest)))
 
 
-def keys() -> Steps[dict[str, Any]]:
+def keys() -> Steps[SigningKeys]:
     """Every signing key that was ever trusted, and whether pushes have to be signed.
 
     Raises:

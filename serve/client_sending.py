@@ -7,6 +7,7 @@ that makes it one change however often it arrives.
 from __future__ import annotations
 
 import random
+import uuid
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -110,3 +111,9 @@ def read(outcome: httpx.Response | httpx.TransportError, url: str) -> Any:
         outcome.status_code,
         f"{outcome.url} answers {outcome.status_code}: {outcome.text[:200]}",
     )
+
+
+def change_headers(key: str | None, content_type: str | None = None) -> dict[str, str]:
+    """Those of a change: its key, a new one unless given, and the type of its body."""
+    headers = {"idempotency-key": key or uuid.uuid4().hex}
+    return {**headers, "content-type": content_type} if content_type else headers

@@ -6,9 +6,9 @@ import json
 import uuid
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 from serve.access import digest_of_token, new_token
+from serve.answers import AccessToken, AccessTokens
 from serve.client_calls import path
 from serve.client_sending import Ask, Steps
 
@@ -18,7 +18,7 @@ def headers(token: str) -> dict[str, str]:
     return {"authorization": f"Bearer {token}"} if token else {}
 
 
-def tokens() -> Steps[dict[str, Any]]:
+def tokens() -> Steps[AccessTokens]:
     """Every access token that was ever made, and whether one is asked for.
 
     Raises:
@@ -34,7 +34,7 @@ def make_token(
     until: datetime | None = None,
     rate_per_s: float | None = None,
     message: str = "",
-) -> Steps[tuple[str, dict[str, Any]]]:
+) -> Steps[tuple[str, AccessToken]]:
     """Make an access token here, and tell the service its digest.
 
     Args:
@@ -62,7 +62,7 @@ def make_token(
     return token, (yield Ask("POST", "/tokens", content=json.dumps(wanted), headers=about))
 
 
-def revoke_token(token_id: str, *, message: str = "") -> Steps[dict[str, Any]]:
+def revoke_token(token_id: str, *, message: str = "") -> Steps[AccessToken]:
     """Let a token open nothing any more, for ever; returns when no replica takes it.
 
     Raises:

@@ -54,7 +54,7 @@ def settings_text(settings: Mapping[str, object]) -> str:
     return " ".join(f"{name}={_value_text(value)}" for name, value in settings.items())
 
 
-def signer_text(signed_by: Mapping[str, str] | None) -> str:
+def signer_text(signed_by: Mapping[str, Any] | None) -> str:
     """Name and short id of the key that signed, or nothing: `ci (8d23ab90a1c4)`."""
     return f"{signed_by['name']} ({signed_by['key_id'][:SHORT_ID]})" if signed_by else ""
 
@@ -79,7 +79,7 @@ def _value_text(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else json.dumps(value)
 
 
-def show_swap(what: str, swapped: dict[str, Any], *, as_json: bool) -> None:
+def show_swap(what: str, swapped: Mapping[str, Any], *, as_json: bool) -> None:
     """Say of a change that it is live, whether of one task or of several."""
     if as_json:
         print_json(swapped)

@@ -25,9 +25,11 @@ from rich.console import Console
 from rich.table import Table
 
 from export.bundle import GOLDEN, Bundle, digest_of
+from serve.answers import Swapped, TaskState
 from serve.client import Client, ClientError
+from serve.console import short
 from serve.runtime import DEFAULT_PROXY
-from serve.service import Service
+from serve.service import Service, asked_to_end
 from serve.settings import load_settings
 
 TASKS = ("digits", "parity", "loop", "at_least_five")
@@ -50,7 +52,7 @@ class Report:
     accuracies: list[dict[str, Any]] = field(default_factory=list)
     tasks: list[dict[str, Any]] = field(default_factory=list)
     traffic: dict[str, Any] = field(default_factory=dict)
-    swaps: list[dict[str, Any]] = field(default_factory=list)
+    swaps: list[Swapped] = field(default_factory=list)
     refusals: list[dict[str, Any]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
@@ -94,8 +96,10 @@ def run_demo(*, stay: bool, is_quiet: bool) -> Report:
         if not is_quiet:
             show(report)
         if stay:
+            is_over = asked_to_end()
             console.print(f"The service stays up at {service.url}; Ctrl-C ends it.")
-            _wait_for_interrupt()
+            is_over.wait()
+            console.print("stopping")
     return report
 
 
@@ -329,7 +333,7 @@ def _accuracy_row(what: str, estimate: Any, parameters: str) -> dict[str, Any]:
     }
 
 
-def _task_row(live: dict[str, Any], bundle: Bundle) -> dict[str, Any]:
+def _task_row(live: TaskState, bundle: Bundle) -> dict[str, Any]:
     test = bundle.manifest.metrics["test"]
     return {
         "task": live["task"],
@@ -337,7 +341,7 @@ def _task_row(live: dict[str, Any], bundle: Bundle) -> dict[str, Any]:
         "labels": len(live["labels"]),
         "test_accuracy": f"{test.value:.3f} ({test.low:.3f} to {test.high:.3f})",
         "head": f"{len(bundle.files['head.onnx']) / 1000:.1f} kB",
-        "bundle": live["bundle"].removeprefix("sha256:")[:12],
+        "bundle": short(live["bundle"] or ""),
     }
 
 
@@ -359,10 +363,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _wait_for_interrupt() -> None:
-    try:
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        console.print("stopping")

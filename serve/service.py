@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -245,6 +247,18 @@ class Service:
         if name:
             self.step_seconds[name] = 0.0
             self._progress(name)
+
+
+def asked_to_end() -> threading.Event:
+    """An event that SIGINT (Ctrl-C) and SIGTERM set from now on, in place of what they did.
+
+    For when the service is up: Ray sets handlers of its own while it starts, and a start that is
+    interrupted ends by the exception that they raise.
+    """
+    is_over = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: is_over.set())
+    return is_over
 
 
 def _log_of_ray(data: dict[str, Any], ignore_prefix: bool) -> None:  # noqa: FBT001, ARG001

@@ -7,7 +7,7 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import httpx
 import numpy as np
@@ -17,6 +17,7 @@ from PIL import Image
 
 from benchmarks.background import Background
 from export.bundle import Bundle
+from serve.answers import Swapped
 from serve.client import Client, ClientError
 from serve.engine import Head, LiveHead
 from serve.jobs import Answer
@@ -90,7 +91,7 @@ class Callers:
 
     def push(
         self, seed: int, task: str, *, through: psutil.Process | None = None, tries: int = 1
-    ) -> dict[str, Any]:
+    ) -> Swapped:
         """Push the task's head of that seed, which has to succeed, and note when it was live.
 
         Args:
@@ -101,7 +102,7 @@ class Callers:
 
     def push_bundle(
         self, bundle: Bundle, *, through: psutil.Process | None = None, tries: int = 1
-    ) -> dict[str, Any]:
+    ) -> Swapped:
         """Push a bundle as `push` does."""
         asked_s = time.monotonic()
         with self.service.client(through) as client:
@@ -158,7 +159,7 @@ class Callers:
         )
 
 
-def push_patiently(client: Client, bundle: Bundle, *, tries: int) -> dict[str, Any]:
+def push_patiently(client: Client, bundle: Bundle, *, tries: int) -> Swapped:
     """Push, and again with the same key while the service says that it cannot for the moment."""
     key = uuid.uuid4().hex
     for _ in range(tries - 1):

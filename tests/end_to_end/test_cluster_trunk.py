@@ -38,7 +38,7 @@ def test_the_trunk_changes_and_goes_back_under_traffic(tmp_path: Path) -> None:
         until(lambda: len(seen) >= goal, limit_s=60)
 
     with Program(tmp_path / "service", old.folder) as service, service.client() as client:
-        client.push([old.bundle(task, place) for place, task in enumerate(TASKS)])
+        client.push_together([old.bundle(task, place) for place, task in enumerate(TASKS)])
         with ThreadPoolExecutor(4) as pool:
             callers = [pool.submit(ask, service.url) for _ in range(4)]
             wait_for(50)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from export.bundle import Bundle, BundleError
-from serve.client import Client, ClientError
+from export.bundle import Bundle
+from serve.client import Client
 from tests.serve.commands import Run
 from tests.serve.conftest import BundleMaker
 from tests.serve.exams import PERFECT, heldout, partial
@@ -190,14 +190,10 @@ def test_two_bundles_of_one_task_are_no_push(http: HttpClient, make_bundle: Bund
 def test_a_client_pushes_a_list(
     connect: Callable[..., Client], bundles: Callable[..., list[Bundle]], tmp_path: Path
 ) -> None:
-    """Bundles and paths; a task, a canary or a shadow is for one."""
+    """Bundles and paths."""
     one, two = bundles(PERFECT, PERFECT)
     two.write(tmp_path / "two")
-    told = connect().push([one, tmp_path / "two"], message="both")
-    with pytest.raises(BundleError, match="go to the tasks that they were made for"):
-        connect().push([one, two], task="colours")
-    with pytest.raises(ClientError, match="A canary is begun with one bundle alone"):
-        connect().push([one, two], canary=0.1)
+    told = connect().push_together([one, tmp_path / "two"], message="both")
 
     assert [(v["task"], v["version"]) for v in told["versions"]] == [("colours", 1), ("shapes", 1)]
 
