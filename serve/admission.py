@@ -62,6 +62,8 @@ class Admission:
         self._batch_cost, self._decode_threads = batch_cost, decode_threads
         self._run_pace, self._decode_pace = Pace(picture_s), Pace(DECODE_S)
         self._jobs: dict[Job, None] = {}
+        self.arrived = 0.0  # what asked to be let in since the start, in pictures
+        self.decoded, self.decoded_s = 0.0, 0.0  # pictures since the start, and how long they took
 
     def __contains__(self, job: Job) -> bool:
         return job in self._jobs
@@ -70,6 +72,16 @@ class Admission:
     def num_waiting(self) -> int:
         """Requests of which nothing has run yet."""
         return sum(not job.cost_taken for job in list(self._jobs))
+
+    @property
+    def waiting(self) -> float:
+        """What was let in and has not run yet, in pictures."""
+        return sum((max(0.0, job.cost - job.cost_taken) for job in list(self._jobs)), 0.0)
+
+    @property
+    def run_s(self) -> float:
+        """Time that a picture takes lately in a batch."""
+        return self._run_pace.seconds
 
     def admit(self, job: Job, *, num_inputs: int, cost: float) -> None:
         """Let a request in, until it is answered, refused or given up by its caller.
@@ -80,6 +92,7 @@ class Admission:
         Raises:
             OverloadedError: too many wait, or what is ahead takes longer than it has time.
         """
+        self.arrived += cost
         num_waiting = self.num_waiting
         if num_waiting >= self._max_waiting:
             raise OverloadedError(f"{num_waiting} requests wait already; try again shortly.")
@@ -103,6 +116,8 @@ class Admission:
 
     def see_decoding(self, seconds: float) -> None:
         """A picture took so long to decode."""
+        self.decoded += 1
+        self.decoded_s += seconds
         self._decode_pace.see(seconds)
 
     def _refuse_late(self, job: Job) -> None:

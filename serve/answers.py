@@ -214,12 +214,44 @@ class TaskDetails(TaskState):
     rollout: NotRequired[Rollout]
 
 
+class ScalingDecision(TypedDict):
+    """How many replicas there should be, by which rule, and from what (docs/autoscaling.md)."""
+
+    at: Moment
+    text: Annotated[str, Field(description="All of it as a sentence.")]
+    replicas: Annotated[int, Field(ge=0, description="That there should be.")]
+    rule: Annotated[str, Field(examples=["rise"])]
+    rate: Annotated[float, Field(description="Rows a second that arrived lately.")]
+    demand: Annotated[float, Field(description="Rows a second that capacity is needed for.")]
+    needed: Annotated[int, Field(ge=0, description="For that, before rules and bounds.")]
+    queued: Annotated[int, Field(ge=0, description="Rows that waited.")]
+    before: Annotated[int, Field(ge=0, description="Replicas until then, those that start too.")]
+    age_s: Annotated[float, Field(description="Of what was known.")]
+    replica_rate: Annotated[float, Field(description="Rows a second of one replica.")]
+    startup_s: Annotated[float, Field(description="What a start was taken to take.")]
+
+
+class ReplicaNumbers(TypedDict):
+    """How many replicas there are, and why."""
+
+    answering: Annotated[int, Field(ge=0)]
+    wanted: Annotated[int | None, Field(description="null: their number is fixed.")]
+    last: Annotated[ScalingDecision | None, Field(description="The last decision.")]
+    changes: Annotated[
+        list[ScalingDecision],
+        Field(description="The last decisions that changed the number, the newest first."),
+    ]
+
+
 class Live(TypedDict):
-    """What is live of every task."""
+    """What is live of every task, and on how many replicas."""
 
     trunk: Digest | None
     log_number: Annotated[int, Field(ge=0, description="The last record of the head log.")]
     tasks: list[TaskState]
+    replicas: Annotated[
+        ReplicaNumbers | None, Field(description="null: the conductor does not answer.")
+    ]
 
 
 class SettingsChange(TypedDict):

@@ -5,16 +5,28 @@
 
 import asyncio
 import logging
+import warnings
 from typing import Any
 
 import ray
 from ray import serve as ray_serve
 from ray.serve._private import replica
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.context import _get_global_client
 from ray.serve.schema import LoggingConfig
 from starlette.applications import Starlette
 
-from serve.cluster import APPLICATION, DEPLOYMENT, RayLink, conductor_of
+from serve.admission import HEADROOM
+from serve.autoscale import BIN_S
+from serve.cluster import (
+    APPLICATION,
+    CONDUCTOR,
+    DEPLOYMENT,
+    NAMESPACE,
+    RayLink,
+    conductor_of,
+)
+from serve.demand import Demand
 from serve.devices import gpu_share, limit_gpu_memory
 from serve.first_trunk import wait_for_trunk
 from serve.headlog import HeadLog
@@ -26,6 +38,7 @@ from serve.store import ask_until_answered
 
 # Ray's own queue is kept out of the way: the batcher refuses what it cannot take.
 MAX_ONGOING_REQUESTS = 4096
+REPORT_EVERY_S = 1.0  # of replicas to the controller, where their number follows the load
 
 
 class HostError(Exception):
@@ -50,11 +63,19 @@ class Predictor:
         self._link = RayLink(conductor_of(checked))
         log = await asyncio.to_thread(ask_until_answered, lambda: HeadLog(checked.store))
         self._replica = await asyncio.to_thread(Replica, name, log, self._link, checked)
+        self._demand = Demand(self._replica.batcher, decode_threads=checked.decode_threads)
         # Ray sends traffic once this returns, so it returns once the conductor has said yes.
         await asyncio.to_thread(self._replica.watcher.wait_admitted)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return http_app(self._replica, self._link)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Ray where the number of replicas follows the load.
+
+        A coroutine, because those run in the thread that answers HTTP.
+        """
+        return self._demand.stats()
 
     def check_health(self) -> None:
         """Called by Ray; an error here replaces the replica."""
@@ -106,7 +127,7 @@ def build_app(settings: ServeSettings) -> ray_serve.Application:
     wait_for_trunk(settings.store)
     deployment = ray_serve.deployment(
         name=DEPLOYMENT,
-        num_replicas=settings.replicas,
+        **_replicas(settings),
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         health_check_period_s=2,
         health_check_timeout_s=10,
@@ -117,6 +138,49 @@ def build_app(settings: ServeSettings) -> ray_serve.Application:
         ray_actor_options={"num_cpus": 1, "num_gpus": _gpu_share(settings)},
     )(ray_serve.ingress()(Predictor))
     return deployment.bind(settings.model_dump_json())
+
+
+def _replicas(settings: ServeSettings) -> dict[str, Any]:
+    """How many replicas, as Ray Serve's deployment takes it."""
+    if not settings.is_autoscaled:
+        return {"num_replicas": settings.first_replicas}
+    config = autoscaled(
+        least=settings.first_replicas,
+        most=settings.most_replicas,
+        # What would be answered later is refused at once.
+        deadline_s=HEADROOM * settings.request_timeout_s,
+        max_queued=settings.max_queued,
+        keep_s=settings.keep_replicas_s,
+    )
+    return {"autoscaling_config": config}
+
+
+def autoscaled(
+    *, least: int, most: int, deadline_s: float, max_queued: int, keep_s: float | None
+) -> AutoscalingConfig:
+    """Replicas whose number the policy decides; see `scaling.Scaling`."""
+    with warnings.catch_warnings():
+        # Ray 2.60 warns that two variables take the place of the interval, and reads neither.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return AutoscalingConfig(
+            min_replicas=least,
+            max_replicas=most,
+            metrics_interval_s=REPORT_EVERY_S,
+            # Of this a replica keeps a point every fifth: one a bin.
+            look_back_period_s=5 * BIN_S,
+            # When to act is the policy's affair.
+            upscale_delay_s=0,
+            downscale_delay_s=0,
+            policy=AutoscalingPolicy(
+                policy_function="serve.scaling:Scaling",
+                policy_kwargs={
+                    "deadline_s": deadline_s,
+                    "max_queued": max_queued,
+                    "keep_s": keep_s,
+                    "conductor": [CONDUCTOR, NAMESPACE],
+                },
+            ),
+        )
 
 
 def _check_host(settings: ServeSettings) -> None:
@@ -137,7 +201,7 @@ def _gpu_share(settings: ServeSettings) -> float:
     if settings.gpus_per_replica and settings.device != "cpu":
         return settings.gpus_per_replica  # a node that has one may come only when it is asked for
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
-    return gpu_share(settings.device, replicas=settings.replicas, num_gpus=num_gpus)
+    return gpu_share(settings.device, replicas=settings.most_replicas, num_gpus=num_gpus)
 
 
 def run_app(settings: ServeSettings) -> None:

@@ -99,6 +99,7 @@ class Observed:
         queued: Rows that wait now.
         replicas: Those that answer, start, or were asked for.
         nodes: Nodes that replicas can run on.
+        unheard: Replicas that answer and have not reported yet.
     """
 
     arrived: NDArray[np.float64]
@@ -106,6 +107,7 @@ class Observed:
     queued: int
     replicas: int
     nodes: int = 1
+    unheard: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ class Decision:
         rate: Rows a second that arrived lately.
         demand: Rows a second that the fleet must be able to answer.
         needed: Replicas for that demand, before rules and bounds.
+        replica_rate: Rows a second of one replica.
+        startup_s: What a start was taken to take.
     """
 
     replicas: int
@@ -126,12 +130,15 @@ class Decision:
     queued: int
     before: int
     age_s: float
+    replica_rate: float
+    startup_s: float
 
     def __str__(self) -> str:
         return (
             f"{self.before} -> {self.replicas} replicas by rule {self.rule}: "
             f"{self.rate:.1f} rows/s came, capacity for {self.demand:.1f} rows/s is needed "
-            f"({self.needed} replicas), {self.queued} rows wait, observed {self.age_s:.1f} s ago"
+            f"({self.needed} replicas of {self.replica_rate:.1f} rows/s), {self.queued} rows wait, "
+            f"observed {self.age_s:.1f} s ago"
         )
 
 
@@ -147,10 +154,10 @@ def choose(
 ) -> Decision:
     """How many replicas there should be.
 
-    Rules, the first that applies: `unknown` (no metrics: nothing changes), `stale` (old metrics:
-    nothing is let go), `wake` (rows wait and nobody is there), `queue` (what waits needs more than
-    what comes), `rise` (more comes), `young` (too little was seen to let go), `fall`, `steady`;
-    `limit` where a bound has the last word.
+    Rules, the first that applies: `unknown` (no metrics: nothing changes), `stale` (old metrics, or
+    none yet of a replica: nothing is let go), `wake` (rows wait and nobody is there), `queue` (what
+    waits needs more than what comes), `rise` (more comes), `young` (too little was seen to let go),
+    `fall`, `steady`; `limit` where a bound has the last word.
 
     Args:
         demand: Of `forecast`, up to the last bin observed.
@@ -168,7 +175,7 @@ def choose(
     wanted, rule = needed, "steady"
     if not len(observed.arrived):
         wanted, rule = before, "unknown"
-    elif observed.age_s > STALE_S:
+    elif observed.age_s > STALE_S or observed.unheard:
         wanted, rule = max(needed, before), "stale"
     elif needed > before:
         rule = "queue" if for_demand <= before else "rise"
@@ -193,6 +200,8 @@ def choose(
         queued=observed.queued,
         before=before,
         age_s=observed.age_s,
+        replica_rate=service.rate,
+        startup_s=aim.startup_s,
     )
 
 

@@ -28,6 +28,7 @@ from serve import (
     cli_store,
     cli_task,
     cli_tokens,
+    cli_watch,
 )
 from serve.cli_rollout import parse_share
 from serve.client import Client, ClientError
@@ -60,6 +61,7 @@ cli_rollout.add_to(app)
 cli_audit.add_to(app)
 cli_predict.add_to(app)
 cli_tokens.add_to(app)
+cli_watch.add_to(app)
 
 
 def main() -> None:
@@ -86,6 +88,12 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address; 127.0.0.1 unless given.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 8000 unless given.")] = None,
     replicas: Annotated[int | None, typer.Option(help="Processes; 2 unless given.")] = None,
+    min_replicas: Annotated[
+        int | None, typer.Option(help="Fewest processes, if their number follows the load.")
+    ] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option(help="Most processes; lets their number follow the load.")
+    ] = None,
     precision: Annotated[
         Literal["auto", "fp32", "int8", "fp16"] | None,
         typer.Option(help="Variant of the trunk; what its export picked unless given."),
@@ -107,6 +115,8 @@ def serve(
         host=host,
         port=port,
         replicas=replicas,
+        min_replicas=min_replicas,
+        max_replicas=max_replicas,
         precision=precision,
         device=device,
     )
@@ -241,7 +251,9 @@ def _refuse_options(**options: object) -> None:
     """
     for name, value in options.items():
         if value:
-            raise BundleError(f"--{name} is for one bundle; several go to the tasks that they were made for.")
+            raise BundleError(
+                f"--{name} is for one bundle; several go to the tasks that they were made for."
+            )
 
 
 def _show_gates(asked: Mapping[str, Any], *, as_json: bool) -> None:

@@ -73,6 +73,15 @@ def tasks() -> Steps[Live]:
     return (yield Ask("GET", "/tasks"))
 
 
+def metrics() -> Steps[str]:
+    """What the fleet has counted, as Prometheus text.
+
+    Raises:
+        ClientError: the service said no.
+    """
+    return (yield Ask("GET", "/metrics"))
+
+
 def task(task: str) -> Steps[TaskDetails]:
     """What is live of one task, and how its rollout does if there is one.
 

@@ -93,7 +93,7 @@ def wait_s(
 
 
 def read(outcome: httpx.Response | httpx.TransportError, url: str) -> Any:
-    """The JSON of an answer.
+    """The JSON of an answer, or its text if it is no JSON.
 
     Raises:
         ClientError: there is none, or the service said no.
@@ -103,7 +103,8 @@ def read(outcome: httpx.Response | httpx.TransportError, url: str) -> Any:
             0, f"{url} does not answer: {outcome or type(outcome).__name__}."
         ) from outcome
     if outcome.is_success:
-        return outcome.json()
+        is_text = outcome.headers.get("content-type", "").startswith("text/plain")
+        return outcome.text if is_text else outcome.json()
     if outcome.headers.get("content-type") == "application/problem+json":
         problem = outcome.json()
         raise ClientError(outcome.status_code, problem["detail"], problem.get("gates", ()))

@@ -14,7 +14,9 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from serve.autoscale import Decision
 from serve.conductor import Conductor
+from serve.decisions import Decisions, ReplicaCount
 from serve.first_trunk import OtherTrunkError
 from serve.headlog import HeadLog
 from serve.link import LinkError
@@ -114,6 +116,7 @@ class ConductorActor:
         )
         self._statistics = FleetStatistics()
         self._rollouts = RolloutWatch(self._conductor, webhook_url=checked.webhook_url)
+        self._decisions = Decisions()
 
     async def poll(self, poll: Poll) -> Directive:
         """See `Conductor.poll`."""
@@ -132,6 +135,14 @@ class ConductorActor:
         """See `link.Link.statistics`."""
         return self._statistics.of(model)
 
+    async def scaled(self, decision: Decision) -> None:
+        """Take note of a decision of `scaling.Scaling`."""
+        self._decisions.take(decision)
+
+    async def replicas(self) -> ReplicaCount:
+        """See `link.Link.replicas`."""
+        return self._decisions.count(len(await self._conductor.members()))
+
     async def change(self, change: AnyChange) -> Outcome:
         """See `Conductor.change`."""
         return await self._conductor.change(change)
@@ -142,7 +153,8 @@ class ConductorActor:
 
     async def metrics(self) -> bytes:
         """See `Conductor.metrics`."""
-        return await self._conductor.metrics(self._rollouts.metrics())
+        more = (self._rollouts.metrics(), self._decisions.metrics())
+        return await self._conductor.metrics(*more)
 
 
 def conductor_of(settings: ServeSettings) -> Any:
@@ -200,6 +212,10 @@ class RayLink:
     async def statistics(self, model: str | None) -> ModelCounts:
         """See `link.Link.statistics`."""
         return await _reach(self._conductor.statistics.remote(model))
+
+    async def replicas(self) -> ReplicaCount:
+        """See `link.Link.replicas`."""
+        return await _reach(self._conductor.replicas.remote())
 
     async def metrics(self) -> bytes:
         """See `link.Link.metrics`."""

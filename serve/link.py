@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
+from serve.decisions import ReplicaCount
 from serve.messages import AnyChange, Directive, Outcome, Poll
 from serve.record import TaskChange
 from serve.rollout import Judgement, Trial
@@ -45,6 +46,14 @@ class Link(Protocol):
 
     async def statistics(self, model: str | None) -> ModelCounts:
         """What the fleet counted of a model, or of every one that was ever asked.
+
+        Raises:
+            LinkError: no conductor.
+        """
+        ...
+
+    async def replicas(self) -> ReplicaCount:
+        """How many replicas there are, and why.
 
         Raises:
             LinkError: no conductor.

@@ -89,8 +89,6 @@ SWITCHES = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": 0,  # silences a warning about GPUs that are not asked for
     # A proxy that starts on a busy machine is killed after 5 s otherwise, and the start fails.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": 60,
-    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": 2,
-    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": 2,
 }
 # HAProxy in front and the throughput switches: 5 to 10 times Ray's default proxy.
 PROXY_SWITCHES = {

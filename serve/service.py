@@ -196,7 +196,7 @@ class Service:
         """Start a cluster of this service's own."""
         ray.init(
             address="local",
-            num_cpus=max(os.cpu_count() or 1, self.settings.replicas),
+            num_cpus=max(os.cpu_count() or 1, self.settings.most_replicas),
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,

@@ -6,7 +6,7 @@ import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -17,6 +17,7 @@ from pydantic import (
     PositiveInt,
     SecretStr,
     ValidationError,
+    field_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -32,6 +33,7 @@ CLIENT_VARIABLES = (
     "HEADSTOCK_KEY_PASSPHRASE",
 )
 
+NUM_REPLICAS = 2
 REQUEST_TIMEOUT_S = 30.0
 MIN_TOKEN_LENGTH = 32
 
@@ -95,7 +97,20 @@ class ServeSettings(BaseSettings):
         description="A token that may do everything, to make the first others with; or its digest, "
         "as `sha256:` and 64 digits.",
     )
-    replicas: PositiveInt = Field(2, description="Replica processes.")
+    replicas: PositiveInt | None = Field(
+        None, description="Replica processes; 2 unless their number follows the load."
+    )
+    min_replicas: PositiveInt | None = Field(
+        None, description="Fewest replicas where their number follows the load; 1 unless given."
+    )
+    max_replicas: PositiveInt | None = Field(
+        None, description="Most replicas; if it is given, their number follows the load."
+    )
+    keep_replicas_s: Annotated[float, Field(gt=0, le=3600)] | None = Field(
+        None,
+        description="How long replicas are kept after the load that needed them; 300, or as long "
+        "as one takes to start, unless given.",
+    )
     max_body_bytes: PositiveInt = Field(
         16 * 2**20, description="Largest request body accepted, as it is sent and once inflated."
     )
@@ -177,6 +192,36 @@ class ServeSettings(BaseSettings):
         None,
         description="Memory of a replica; a second trunk has to fit into it beside the first.",
     )
+
+    # Of a field, so that the error names the setting and shows no other.
+    @field_validator("max_replicas")
+    @classmethod
+    def _bounds_fit(cls, most: int | None, others: Any) -> int | None:
+        fixed, least = others.data.get("replicas"), others.data.get("min_replicas")
+        if most is None and least is not None:
+            raise ValueError("min_replicas is given, expected max_replicas beside it")
+        if most is not None and fixed is not None:
+            raise ValueError(f"replicas is {fixed}, expected that or bounds of it, and not both")
+        if most is not None and least is not None and least > most:
+            raise ValueError(f"min_replicas is {least}, expected at most max_replicas")
+        return most
+
+    @property
+    def is_autoscaled(self) -> bool:
+        """Whether the number of replicas follows the load."""
+        return self.max_replicas is not None
+
+    @property
+    def first_replicas(self) -> int:
+        """Replicas to start with: the fewest that there may be at any time."""
+        if self.is_autoscaled:
+            return self.min_replicas or 1
+        return self.replicas or NUM_REPLICAS
+
+    @property
+    def most_replicas(self) -> int:
+        """Replicas that there may be at any time."""
+        return self.max_replicas or self.first_replicas
 
     @property
     def needs_tokens(self) -> bool:

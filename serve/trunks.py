@@ -138,7 +138,7 @@ class Trunks:
     def _load_beside(self, change: TrunkChange, get_blob: GetBlob) -> ServedTrunk:
         manifest = _read_manifest(change, get_blob)
         settings = self._settings
-        limit_bytes = settings.memory_bytes or memory.replica_bytes(settings.replicas)
+        limit_bytes = settings.memory_bytes or memory.replica_bytes(settings.most_replicas)
         needed_bytes = memory.trunk_bytes(
             manifest,
             choose_precision(manifest, settings.precision),

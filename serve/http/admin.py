@@ -33,6 +33,7 @@ from serve.http.query import check_parameters, number_in
 from serve.http.shown import (
     described,
     heldouts_shown,
+    replicas_shown,
     settings_shown,
     shown,
     swap_shown,
@@ -44,6 +45,9 @@ from serve.record import LogView, TaskChange
 from serve.replica import Replica
 from serve.task_settings import SettingError, asked_settings
 from serve.trunks import load_trunk_manifest
+
+# What is live is known without the conductor, and is not to wait for one that is away.
+CONDUCTOR_WAIT_S = 1.0
 
 
 class Admin:
@@ -62,6 +66,7 @@ class Admin:
                 "tasks": [
                     described(view, task) for task in sorted(view.tasks) if caller.may("read", task)
                 ],
+                "replicas": await self._replicas(),
             }
         )
 
@@ -185,6 +190,13 @@ class Admin:
         """Prometheus text of the whole fleet."""
         text = await self._link.metrics()
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def _replicas(self) -> dict[str, object] | None:
+        """How many replicas there are, and why; None where no conductor can say so at once."""
+        with contextlib.suppress(LinkError, TimeoutError):
+            async with asyncio.timeout(CONDUCTOR_WAIT_S):
+                return replicas_shown(await self._link.replicas())
+        return None
 
     async def _rollout(self, live: TaskChange) -> dict[str, object]:
         """What is known of a candidate; without a conductor only what the log says."""

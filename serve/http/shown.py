@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
+from serve.decisions import Made, ReplicaCount
 from serve.http.changes import written
 from serve.messages import Swapped
 from serve.proposal import Proposal
@@ -63,6 +66,20 @@ def _signer(view: LogView, signed: SignedBy | None) -> dict[str, object] | None:
         "key_id": signed.key_id,
         "signed_at": written(signed.signed_at),
     }
+
+
+def replicas_shown(count: ReplicaCount) -> dict[str, object]:
+    """How many replicas answer, how many there should be, and why."""
+    return {
+        "answering": count.answering,
+        "wanted": count.last.decision.replicas if count.last else None,
+        "last": _decision_shown(count.last) if count.last else None,
+        "changes": [_decision_shown(made) for made in count.changes],
+    }
+
+
+def _decision_shown(made: Made) -> dict[str, object]:
+    return {"at": made.at, "text": str(made.decision), **asdict(made.decision)}
 
 
 def settings_shown(view: LogView, task: str) -> list[dict[str, object]]:

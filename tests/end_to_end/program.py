@@ -65,6 +65,7 @@ class Program:
         trunk: Folder of its trunk.
         command: How it is called.
         store: URL of its store, if that is no folder.
+        replicas: The flags that say how many.
         settings: `HEADSTOCK_*` variables, without the prefix.
     """
 
@@ -75,13 +76,14 @@ class Program:
         *,
         command: Sequence[object] = (HEADSTOCK,),
         store: str = "",
+        replicas: Sequence[str] = ("--replicas", "2"),
         **settings: object,
     ) -> None:
         self.store, self.port = folder / "store", free_port()
         self._store_url = store or str(self.store)
         self.url = f"http://127.0.0.1:{self.port}"
         self._folder, self._trunk, self._settings = folder, trunk, settings
-        self._command = [str(part) for part in command]
+        self._command, self._replicas = [str(part) for part in command], replicas
         self._process: subprocess.Popen[bytes] | None = None
         self._seen: dict[int, psutil.Process] = {}
         self.ready: dict[str, Any] = {}
@@ -92,7 +94,7 @@ class Program:
             self._process = subprocess.Popen(
                 [
                     *self._command, "serve", "--store", self._store_url, "--trunk", self._trunk,
-                    "--port", str(self.port), "--replicas", "2", "--json",
+                    "--port", str(self.port), *self._replicas, "--json",
                 ],
                 env=clean_environment(**self._settings),
                 stdin=subprocess.DEVNULL,

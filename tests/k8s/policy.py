@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
+from serve.settings import NUM_REPLICAS
 from tests.image.dockerfile import read_stages
 from tests.k8s.manifests import Object, containers, of_kind, pods, ray_service, variables
 
@@ -203,7 +204,8 @@ def has_room_for_its_replicas(objects: Objects) -> Iterator[str]:
         tolerated = pods(objects)["workers"]["spec"].get("tolerations", [])
         if not any(found["key"] == "nvidia.com/gpu" for found in tolerated):
             yield "workers may not go to nodes with GPUs"
-    if int(values["HEADSTOCK_REPLICAS"]) > on_one * group["maxReplicas"]:
+    most = values.get("HEADSTOCK_MAX_REPLICAS") or values.get("HEADSTOCK_REPLICAS") or NUM_REPLICAS
+    if int(most) > on_one * group["maxReplicas"]:
         yield f"{group['maxReplicas']} workers have room for {on_one} replicas each"
     if not group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]:
         yield "fewer or more workers than allowed"

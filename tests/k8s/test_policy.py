@@ -148,12 +148,12 @@ BREAKS: tuple[tuple[policy.Rule, Callable[[Objects], object]], ...] = (
         policy.gives_the_kubernetes_api_to_the_autoscaler_alone,
         lambda o: of_kind(o, "ServiceAccount")[0].update(automountServiceAccountToken=True),
     ),
-    (policy.has_room_for_its_replicas, lambda o: settings(o).update(HEADSTOCK_REPLICAS="33")),
+    (policy.has_room_for_its_replicas, lambda o: settings(o).update(HEADSTOCK_MAX_REPLICAS="33")),
     (policy.has_room_for_its_replicas, lambda o: settings(o).update(HEADSTOCK_DEVICE="cpu")),
     (policy.has_room_for_its_replicas, lambda o: spec(o).pop("tolerations")),
     (
         policy.has_room_for_its_replicas,
-        lambda o: settings(o).update(HEADSTOCK_GPUS_PER_REPLICA="1", HEADSTOCK_REPLICAS="9"),
+        lambda o: settings(o).update(HEADSTOCK_GPUS_PER_REPLICA="1", HEADSTOCK_MAX_REPLICAS="9"),
     ),
 )
 

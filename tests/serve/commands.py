@@ -10,7 +10,16 @@ from typing import Any
 import httpx
 import pytest
 
-from serve import cli, cli_audit, cli_keys, cli_predict, cli_rollout, cli_task, cli_tokens
+from serve import (
+    cli,
+    cli_audit,
+    cli_keys,
+    cli_predict,
+    cli_rollout,
+    cli_task,
+    cli_tokens,
+    cli_watch,
+)
 from serve.client import Client
 from tests.serve.harness import HttpClient, LocalFleet
 
@@ -61,7 +70,7 @@ def run(
     """Runs a command against the fleet."""
 
     def run(*arguments: str) -> Done:
-        commands = (cli_audit, cli_keys, cli_predict, cli_rollout, cli_task, cli_tokens)
+        commands = (cli_audit, cli_keys, cli_predict, cli_rollout, cli_task, cli_tokens, cli_watch)
         for module in (cli, *commands):
             monkeypatch.setattr(module, "Client", connect)
         monkeypatch.setattr(sys, "argv", ["headstock", *arguments])

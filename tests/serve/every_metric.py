@@ -5,7 +5,9 @@ from __future__ import annotations
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from serve.autoscale import Decision
 from serve.conductor import Conductor
+from serve.decisions import Decisions
 from serve.metrics import Metrics, fleet_text
 from serve.rollout_watch import RolloutWatch
 from serve.store_calls import StoreCalls
@@ -33,5 +35,8 @@ def _families() -> list[Metric]:
     with store.timed("get"):
         pass
     rollouts._changes.labels("rollback").inc()
+    decisions = Decisions()
+    decisions.take(Decision(2, "rise", 1.0, 1.0, 2, 0, 1, 0.0, replica_rate=1.0, startup_s=1.0))
     reports = [metrics.report(["pets"]), swaps.report(), store.report(), rollouts.metrics()]
+    reports += [decisions.metrics()]
     return list(text_string_to_metric_families(fleet_text(reports, {"pets": 1}, 1).decode()))

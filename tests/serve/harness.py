@@ -24,6 +24,7 @@ from typing_extensions import override
 from export.bundle import Bundle, read_trunk_folder
 from serve.access import TokenChange
 from serve.conductor import Conductor
+from serve.decisions import Decisions, ReplicaCount
 from serve.headlog import HeadLog
 from serve.http.routes import http_app
 from serve.link import LinkError
@@ -149,6 +150,11 @@ class LocalLink:
         await self._await(self._fleet.ask(lambda conductor: conductor.members()))
         return self._fleet.statistics.of(model)
 
+    async def replicas(self) -> ReplicaCount:
+        """See `Link.replicas`."""
+        members = await self._await(self._fleet.ask(lambda conductor: conductor.members()))
+        return self._fleet.decisions.count(len(members))
+
     async def _await(self, future: Future[T]) -> T:
         try:
             return await asyncio.shield(asyncio.wrap_future(future))
@@ -243,6 +249,7 @@ class LocalFleet:
         self.conductor: Conductor | None = None
         self.rollouts: RolloutWatch | None = None
         self.statistics = FleetStatistics()
+        self.decisions = Decisions()
 
     def __enter__(self) -> Self:
         self.start_conductor()

@@ -51,6 +51,19 @@ def let_in(door: Admission, asked: Job) -> bool:
     return True
 
 
+def test_all_that_asks_is_counted_and_what_is_let_in_waits() -> None:
+    """Who is refused would have been answered by a larger fleet."""
+    door = admission()
+    asked = [job(A_SECOND) for _ in range(100)]
+    num_in = sum(let_in(door, one) for one in asked)
+    waiting = door.waiting
+    asked[0].cost_taken = 1.0
+    asked[1].done.set_result([])
+
+    assert num_in < 100
+    assert (door.arrived, waiting, door.waiting) == (100.0, num_in, num_in - 2)
+
+
 def test_as_many_are_let_in_as_can_be_answered() -> None:
     """Of a second 0.8 may be planned: 80 pictures of 10 ms."""
     door = admission()

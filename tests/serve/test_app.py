@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from serve.admission import HEADROOM
+from serve.autoscale import BIN_S, STALE_S
+
 EVERYWHERE = "0.0.0.0"  # noqa: S104
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,3 +54,59 @@ def test_a_setting_that_says_loopback_does_not_hide_a_service_for_all() -> None:
     assert hidden.startswith("Ray Serve listens on 0.0.0.0, and the setting host is 127.0.0.1")
     assert hidden.endswith("Set HEADSTOCK_HOST=0.0.0.0.")
     assert others == ["built"] * 5
+
+
+# What Ray's controller gets where the number of replicas follows the load, and where it is fixed.
+POLICY = """
+import json
+from serve import app
+from serve.settings import ServeSettings
+from ray.serve._private.autoscaling_state import _resolve_policy_callable
+from ray.serve._private.config import DeploymentConfig
+from ray.serve._private.constants import RAY_SERVE_AUTOSCALING_METRIC_RECORD_INTERVAL_FACTOR
+
+app.ray.is_initialized = lambda: False
+app.ray.cluster_resources = lambda: {"GPU": 2.0}
+app.wait_for_trunk = lambda _: None
+given = dict(store="/s", max_replicas=8, keep_replicas_s=60, request_timeout_s=10, max_queued=7)
+deployment = app.build_app(ServeSettings.model_validate(given))._bound_deployment
+sent = DeploymentConfig.from_proto_bytes(deployment._deployment_config.to_proto_bytes())
+config = sent.autoscaling_config
+policy = _resolve_policy_callable(config.policy)
+fixed = app.build_app(ServeSettings(store="/s", replicas=3))._bound_deployment
+told = {
+    "bounds": [config.min_replicas, config.initial_replicas, config.max_replicas],
+    "delays": [config.upscale_delay_s, config.downscale_delay_s, config.downscale_to_zero_delay_s],
+    "report_s": config.metrics_interval_s,
+    "point_s": config.look_back_period_s * RAY_SERVE_AUTOSCALING_METRIC_RECORD_INTERVAL_FACTOR,
+    "policy": [type(policy).__name__, config.policy.policy_kwargs],
+    "gpus": deployment.ray_actor_options["num_gpus"],
+    "can_report": callable(deployment.func_or_class.record_autoscaling_stats),
+    "fixed": [fixed.num_replicas, fixed._deployment_config.autoscaling_config is None],
+}
+print(json.dumps(told))
+"""
+
+
+@pytest.mark.timeout(600)
+def test_ray_is_told_the_bounds_and_asks_the_policy() -> None:
+    """As it arrives in the controller; nothing of Ray's own delays stands between the two."""
+    done = subprocess.run(
+        [sys.executable, "-c", POLICY], check=True, capture_output=True, text=True, cwd=ROOT
+    )
+    told = json.loads(done.stdout.splitlines()[-1])
+    kwargs = {
+        "deadline_s": HEADROOM * 10,
+        "max_queued": 7,
+        "keep_s": 60.0,
+        "conductor": ["conductor", "headstock"],
+    }
+
+    assert told["bounds"] == [1, None, 8]
+    assert told["delays"] == [0, 0, None]
+    assert told["report_s"] < STALE_S / 3
+    assert told["point_s"] == BIN_S
+    assert told["policy"] == ["Scaling", kwargs]
+    assert told["gpus"] == 0.25  # eight at most on two
+    assert told["can_report"]
+    assert told["fixed"] == [3, True]

@@ -93,6 +93,15 @@ def test_old_metrics_never_let_a_replica_go(observed: Observed) -> None:
     assert decide(stale, SERVICE, AIM).replicas >= within.replicas
 
 
+@given(observations, st.integers(1, 3))
+@settings(deadline=None)
+def test_a_replica_that_has_not_reported_lets_none_go(observed: Observed, unheard: int) -> None:
+    """Nobody knows yet what comes to it."""
+    within = replace(observed, replicas=min(max(observed.replicas, 1), 20), unheard=unheard)
+
+    assert decide(within, SERVICE, AIM).replicas >= within.replicas
+
+
 def test_without_metrics_nothing_changes() -> None:
     """A controller that just started has seen nothing."""
     observed = Observed(np.zeros(0), age_s=0.0, queued=0, replicas=7)
@@ -222,11 +231,11 @@ def test_a_forecast_looks_at_nothing_later(observed: Observed, end: int) -> None
 
 def test_a_decision_says_what_it_was_made_from() -> None:
     """One line, for the log."""
-    decision = Decision(5, "rise", 12.25, 14.0, 5, 3, 4, 1.5)
+    decision = Decision(5, "rise", 12.25, 14.0, 5, 3, 4, 1.5, replica_rate=3.2, startup_s=30.0)
 
     assert str(decision) == (
         "4 -> 5 replicas by rule rise: 12.2 rows/s came, capacity for 14.0 rows/s is needed "
-        "(5 replicas), 3 rows wait, observed 1.5 s ago"
+        "(5 replicas of 3.2 rows/s), 3 rows wait, observed 1.5 s ago"
     )
 
 

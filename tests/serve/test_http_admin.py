@@ -8,6 +8,7 @@ import json
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from safetensors.numpy import load, save
 
 from export.bundle import CARD, GOLDEN, HEAD, MANIFEST, Bundle
+from serve.autoscale import Decision
+from serve.http import admin
 from serve.http.routes import http_app
 from tests.serve.graphs import head_model, node
 from tests.serve.harness import HttpClient, LocalFleet, until
@@ -129,6 +132,41 @@ def test_what_is_live_is_listed_by_every_replica(
         "latency",
     ]
     assert versions[0]["labels"] == ["red", "green", "blue"]
+
+
+def test_the_number_of_replicas_is_told_with_why(client: HttpClient, fleet: LocalFleet) -> None:
+    """A fixed number has no reason; a decision is told with all that it was made from."""
+    fixed = client.get("/tasks").json()["replicas"]
+    decision = Decision(3, "rise", 12.0, 14.0, 3, 2, 1, 0.5, replica_rate=5.0, startup_s=4.0)
+    fleet.decisions.take(decision)
+    told = client.get("/tasks").json()["replicas"]
+
+    answering = len(fleet.replicas)
+    assert fixed == {"answering": answering, "wanted": None, "last": None, "changes": []}
+    assert (told["answering"], told["wanted"]) == (answering, 3)
+    assert told["changes"] == [told["last"]]
+    assert asdict(decision).items() <= told["last"].items()
+    assert told["last"]["text"] == str(decision)
+
+
+def test_what_is_live_is_told_without_the_conductor(
+    client: HttpClient, fleet: LocalFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is gone, and one that hangs."""
+
+    async def hang(*_: object) -> object:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(admin, "CONDUCTOR_WAIT_S", 0.1)
+    link = fleet.links["replica-1"]
+    monkeypatch.setattr(link, "replicas", hang)
+    hanging = client.get("/tasks").json()
+    monkeypatch.undo()
+    fleet.crash_conductor()
+    alone = client.get("/tasks").json()
+
+    assert hanging["replicas"] is alone["replicas"] is None
+    assert hanging["log_number"] == alone["log_number"] == fleet.view().number
 
 
 def test_the_card_is_the_live_bundles(client: HttpClient, heads: Heads) -> None:

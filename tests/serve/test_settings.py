@@ -86,6 +86,9 @@ def test_the_variables_of_clients_and_tests_are_none_of_ours(
         ("port", "0", "greater than or equal to 1"),
         ("port", "http", "valid integer"),
         ("replicas", "0", "greater than 0"),
+        ("min_replicas", "0", "greater than 0"),
+        ("max_replicas", "0", "greater than 0"),
+        ("keep_replicas_s", "3601", "less than or equal to 3600"),
         ("swap_hold_s", "-1", "greater than 0"),
         ("max_body_bytes", "1.5", "valid integer"),
         ("store", "", "at least 1 character"),
@@ -106,6 +109,50 @@ def test_a_bad_value_names_its_setting_itself_and_what_was_expected(
 
     for error in (by_variable, by_flag):
         assert str(error.value).startswith(f"Setting {name} ({variable}) is {value!r}: ")
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        (
+            {"min_replicas": 3, "max_replicas": 2},
+            "is '?2'?: .* min_replicas is 3, expected",
+        ),
+        ({"min_replicas": 1}, "is None: .* min_replicas is given, expected max_replicas beside it"),
+        ({"replicas": 2, "max_replicas": 4}, "is '?4'?: .* replicas is 2, expected that or bounds"),
+    ],
+)
+def test_bounds_of_the_replicas_that_do_not_fit_are_refused(
+    clean: pytest.MonkeyPatch, given: dict[str, int], problem: str
+) -> None:
+    """Whether they are flags or variables; nothing is guessed."""
+    with pytest.raises(SettingsError, match=problem):
+        load_settings(store="/s", **given)
+    for name, value in given.items():
+        clean.setenv(f"HEADSTOCK_{name.upper()}", str(value))
+    with pytest.raises(SettingsError, match=problem):
+        load_settings(store="/s")
+
+
+@pytest.mark.parametrize(
+    ("given", "first", "most"),
+    [
+        ({}, 2, 2),
+        ({"replicas": 5}, 5, 5),
+        ({"max_replicas": 8}, 1, 8),
+        ({"min_replicas": 3, "max_replicas": 8}, 3, 8),
+    ],
+)
+def test_replicas_to_start_with_and_at_most(
+    clean: pytest.MonkeyPatch, given: dict[str, int], first: int, most: int
+) -> None:
+    """As they are read, and as they travel to every replica."""
+    del clean
+    settings = load_settings(store="/s", **given)
+    there = ServeSettings.model_validate_json(settings.model_dump_json())
+
+    assert (there.first_replicas, there.most_replicas) == (first, most)
+    assert there.is_autoscaled == ("max_replicas" in given)
 
 
 def test_a_missing_store_says_how_to_give_it() -> None:
