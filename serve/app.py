@@ -28,6 +28,7 @@ from serve.cluster import (
 )
 from serve.demand import Demand
 from serve.devices import gpu_share, limit_gpu_memory
+from serve.first_token import refuse_without_admin
 from serve.first_trunk import wait_for_trunk
 from serve.headlog import HeadLog
 from serve.http.routes import http_app
@@ -121,10 +122,12 @@ def build_app(settings: ServeSettings) -> ray_serve.Application:
         SettingsError: a `HEADSTOCK_*` variable is no setting.
         DeviceError: the setting is "cuda", and the cluster has no GPU.
         HostError: Ray Serve listens elsewhere than the settings say.
+        NoTokenError: callers would be asked for a token, and nobody could make one.
     """
     refuse_unknown_variables()
     _check_host(settings)
     wait_for_trunk(settings.store)
+    refuse_without_admin(settings)
     deployment = ray_serve.deployment(
         name=DEPLOYMENT,
         **_replicas(settings),

@@ -10,15 +10,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from serve import runtime
-from serve.access import has_admin
 from serve.devices import refuse_without_gpu
+from serve.first_token import refuse_without_admin
 from serve.first_trunk import store_folder
 from serve.front_door import close_front_door
 from serve.headlog import HeadLog
@@ -80,7 +79,8 @@ class Service:
         """Start everything; returns when the first request would be answered.
 
         Raises:
-            StartError: the port is taken, nobody could make a token, or a replica cannot start.
+            StartError: the port is taken, or a replica cannot start.
+            NoTokenError: callers would be asked for a token, and nobody could make one.
             NoTrunkError: the store has no trunk and none was given.
             OtherTrunkError: the store has another trunk than the one given.
             PrecisionError: the trunk has no variant of the precision in the settings.
@@ -108,7 +108,7 @@ class Service:
                 f"Port {settings.port} of {settings.host} is taken; choose another with --port."
             )
         trunk = self._find_trunk()
-        self._check_access()
+        refuse_without_admin(settings)
         # Both asked here as well, because what a replica raises arrives as an error of Ray's.
         choose_precision(load_trunk_manifest(HeadLog(settings.store), trunk), settings.precision)
         refuse_without_gpu(settings.device)
@@ -154,19 +154,6 @@ class Service:
             "ssl_keyfile": self.settings.tls_key,
         }
         return options | files
-
-    def _check_access(self) -> None:
-        """Somebody has to be able to make the first token."""
-        tokens = HeadLog(self.settings.store).follow(LogView()).tokens.values()
-        is_open = not self.settings.needs_tokens
-        if is_open or self.settings.admin_sha256 or has_admin(tokens, datetime.now(UTC)):
-            return
-        raise StartError(
-            f"Callers of {self.settings.host} have to bring a token, and nobody could make one: "
-            "the head log has no valid admin token. Set HEADSTOCK_ADMIN_TOKEN to what "
-            "`openssl rand -hex 32` prints, and make tokens with it (headstock tokens new); or "
-            "set HEADSTOCK_ACCESS=off if whoever reaches the port may do everything."
-        )
 
     def _find_trunk(self) -> TrunkChange:
         """The trunk to serve: what the log names, else the folder given, stored now."""

@@ -20,6 +20,7 @@ BUILD = """
 import json, sys
 from types import SimpleNamespace
 from serve import app
+from serve.first_token import NoTokenError
 from serve.settings import ServeSettings
 
 for listens_on, settings in json.loads(sys.argv[1]):
@@ -31,29 +32,31 @@ for listens_on, settings in json.loads(sys.argv[1]):
     try:
         app.build_app(ServeSettings.model_validate({"store": "/s", **settings}))
         print("built")
-    except app.HostError as error:
+    except (app.HostError, NoTokenError) as error:
         print(error)
 """
 
 
 @pytest.mark.timeout(600)
-def test_a_setting_that_says_loopback_does_not_hide_a_service_for_all() -> None:
+def test_a_setting_that_says_loopback_does_not_hide_a_service_for_all(tmp_path: Path) -> None:
     """It would ask nobody for a token; in a RayService two places say where it listens."""
     cases: list[tuple[str, dict[str, str]]] = [
         (EVERYWHERE, {}),
-        (EVERYWHERE, {"host": EVERYWHERE}),
-        (EVERYWHERE, {"host": "10.0.0.1"}),
-        (EVERYWHERE, {"access": "on"}),
+        (EVERYWHERE, {"host": EVERYWHERE, "admin_token": "a" * 32}),
+        (EVERYWHERE, {"host": "10.0.0.1", "admin_token": "a" * 32}),
+        (EVERYWHERE, {"access": "on", "admin_token": "a" * 32}),
         (EVERYWHERE, {"access": "off"}),
         ("127.0.0.1", {}),
+        (EVERYWHERE, {"host": EVERYWHERE, "store": str(tmp_path)}),
     ]
     command = [sys.executable, "-c", BUILD, json.dumps(cases)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
-    hidden, *others = done.stdout.splitlines()
+    hidden, *others, closed = done.stdout.splitlines()
 
     assert hidden.startswith("Ray Serve listens on 0.0.0.0, and the setting host is 127.0.0.1")
     assert hidden.endswith("Set HEADSTOCK_HOST=0.0.0.0.")
     assert others == ["built"] * 5
+    assert closed.startswith("Callers of 0.0.0.0 have to bring a token, and nobody could make one")
 
 
 # What Ray's controller gets where the number of replicas follows the load, and where it is fixed.

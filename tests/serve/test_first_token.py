@@ -1,4 +1,4 @@
-"""What is asked before anything is started."""
+"""A service that nobody could enter does not start."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ from typing import Any
 
 import pytest
 
+from serve.first_token import NoTokenError, refuse_without_admin
 from serve.headlog import HeadLog
 from serve.record import LogView, Record
-from serve.service import Service, StartError
 from serve.settings import ServeSettings
 from tests.serve.holders import token_for
 
 
-def service(store: Path, **settings: Any) -> Service:
-    """One that is not started."""
-    checked = ServeSettings.model_validate({"store": str(store), **settings})
-    return Service(checked, trunk=None, proxy="python", progress=lambda _: None)
+def settings_of(store: Path, **settings: Any) -> ServeSettings:
+    """Settings of a service on that store."""
+    return ServeSettings.model_validate({"store": str(store), **settings})
 
 
 def test_a_service_that_nobody_could_enter_does_not_start(tmp_path: Path) -> None:
     """It says both ways out: a first token, or none at all."""
-    with pytest.raises(StartError, match="HEADSTOCK_ADMIN_TOKEN") as refused:
-        service(tmp_path, host="0.0.0.0")._check_access()  # noqa: S104
+    with pytest.raises(NoTokenError, match="HEADSTOCK_ADMIN_TOKEN") as refused:
+        refuse_without_admin(settings_of(tmp_path, host="0.0.0.0"))  # noqa: S104
 
     assert "HEADSTOCK_ACCESS=off" in str(refused.value)
 
@@ -39,7 +38,7 @@ def test_a_service_that_nobody_could_enter_does_not_start(tmp_path: Path) -> Non
 )
 def test_a_service_that_somebody_can_enter_starts(tmp_path: Path, settings: dict[str, str]) -> None:
     """Everybody on loopback or where it is said so, else who has the setting's token."""
-    service(tmp_path, **settings)._check_access()
+    refuse_without_admin(settings_of(tmp_path, **settings))
 
 
 @pytest.mark.parametrize(
@@ -59,9 +58,9 @@ def test_an_admin_of_the_log_is_enough_while_his_token_is_valid(
     HeadLog(str(tmp_path)).put_record(
         Record(number=1, kind="commit", previous=tip, writer="", written_at="", tokens=(token,))
     )
-    asked = service(tmp_path, access="on")
+    asked = settings_of(tmp_path, access="on")
     if is_admitted:
-        asked._check_access()
+        refuse_without_admin(asked)
         return
-    with pytest.raises(StartError):
-        asked._check_access()
+    with pytest.raises(NoTokenError):
+        refuse_without_admin(asked)
