@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from serve.jobs import Job
 from serve.messages import Change
-from serve.record import TaskChange
+from serve.record import Record, TaskChange
 from tests.serve.harness import HttpClient, LocalFleet, until
 from tests.serve.oracle import Crowd, Heads, expected_scores, judge, some_picture
 from tests.serve.specialised import SpecialisedTrunk, some_pictures
@@ -198,19 +199,23 @@ def test_a_version_that_another_replica_answers_by_is_known_to_all(
 ) -> None:
     """A caller who has seen it gets it from a replica that is about to follow."""
     late, quick = (HttpClient(fleet, name) for name in ("replica-1", "replica-2"))
-    pause = threading.Event()
-    flip = fleet.replicas["replica-1"].batcher.flip
+    replica, pause = fleet.replicas["replica-1"], threading.Event()
+    flip = replica.watcher._flip
 
-    def flip_later(snapshot: Any) -> None:
-        pause.wait(5)
-        flip(snapshot)
+    def flip_later(number: int, record: Record) -> None:
+        assert pause.wait(10)
+        flip(number, record)
 
-    fleet.replicas["replica-1"].batcher.flip = flip_later  # pyrefly: ignore
+    replica.watcher._flip = flip_later  # pyrefly: ignore
     pushing = fleet.start_push(heads(8))
     until(lambda: fleet.replicas["replica-2"].batcher.snapshot.heads["colours"].version == 8)
     assert ask(quick, 8).json()["model_version"] == "8"
-    threading.Timer(0.2, pause.set).start()
-    answer = ask(late, 8)
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask, late, 8)
+        until(lambda: asking.done() or len(replica.batcher._waiting) == 1)
+        assert replica.watcher.view.tasks["colours"][-1].change.version == 7
+        pause.set()
+    answer = asking.result()
     pushing.result(10)
 
     assert answer.json()["model_version"] == "8"
