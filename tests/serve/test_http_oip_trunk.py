@@ -148,13 +148,14 @@ def test_versions_of_another_trunk_are_unavailable_until_it_is_served_again(
     assert "Version 3 was made for trunk" in error(ask(client, 3), 404)
 
 
+@pytest.mark.parametrize("name", ["larger", "alike"])
 def test_what_waits_for_a_version_hears_of_the_new_trunk(
-    fleet: LocalFleet, client: HttpClient, larger: TinyTrunk
+    fleet: LocalFleet, client: HttpClient, trunks: dict[str, TinyTrunk], name: str
 ) -> None:
     """Live or older: no other version answers instead, and no other trunk runs it."""
     asks = [lambda: ask(client, 1), lambda: ask(client, 2), lambda: ask(client, 1, ".pixels")]
     threads, found = ask_while_held(fleet, asks)
-    change(fleet, larger)
+    change(fleet, trunks[name])
     for thread in threads:
         thread.join(10)
 
