@@ -242,6 +242,15 @@ def test_classification_gives_the_best_classes(client: HttpClient, most: int) ->
     )
 
 
+def test_equal_classes_come_in_the_order_of_the_labels(client: HttpClient) -> None:
+    """Features of nothing have the same score for each, as these heads have no bias."""
+    wanted = [{"name": "scores", "parameters": {"classification": 2}}]
+    nothing = tensor("features", "FP32", np.zeros((1, 3)), outputs=wanted)
+    best = outputs(client.post("/v2/models/colours.features/infer", json=nothing))["scores"]
+
+    assert best["data"] == ["0.333333:0:red", "0.333333:1:green"]
+
+
 def test_what_a_client_leaves_empty_counts_as_not_said(client: HttpClient) -> None:
     """Null for every optional field, parameters of extensions, and names nobody knows."""
     request = image(png_of(0), id=None, parameters=None, outputs=None, model_name="colours")

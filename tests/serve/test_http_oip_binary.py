@@ -87,6 +87,20 @@ def test_pictures_may_follow_the_json(client: HttpClient) -> None:
     assert raw.json() == client.post(INFER, json=image(png_of(0), png_of(1))).json()
 
 
+@pytest.mark.parametrize("kind", ["application/json", "application/octet-stream", "image/png"])
+def test_the_length_header_says_the_form_whatever_the_content_type(
+    client: HttpClient, kind: str
+) -> None:
+    """Clients send any, or none."""
+    body, headers = raw_pictures(png_of(0))
+    told = {**headers, "content-type": kind}
+    alone = {LENGTH: "0", "content-type": kind}
+
+    assert post(client, (body, told)).json() == post(client, (body, headers)).json()
+    found = raw_answer(client.post(INFER, content=png_of(0), headers=alone))
+    assert found == raw_answer(client.post(INFER, content=png_of(0), headers={LENGTH: "0"}))
+
+
 def test_arrays_may_follow_the_json(client: HttpClient) -> None:
     """Row-major, and little-endian."""
     pixels = np.stack([some_picture(0), some_picture(1)])

@@ -83,6 +83,18 @@ def test_a_length_that_lies_takes_no_memory() -> None:
         split(b"\xff\xff\xff\xffab", 1)
 
 
+@pytest.mark.parametrize("datatype", ["FP32", "UINT8", "BYTES"])
+@pytest.mark.parametrize("shape", [[2**32, 2**32], [2**16, 2**16, 2**16, 2**16], [2**64]])
+def test_a_shape_whose_product_overflows_is_not_an_empty_tensor(
+    datatype: Any, shape: list[int]
+) -> None:
+    """In 64 bits each of these has no element."""
+    with pytest.raises(TensorError):
+        from_raw(b"", datatype, shape)
+    with pytest.raises(TensorError):
+        from_list([], datatype, shape)
+
+
 @pytest.mark.parametrize("datatype", ["FP32", "UINT8"])
 @pytest.mark.parametrize("more", [-1, 1])
 def test_an_array_of_another_length_is_refused(datatype: Any, more: int) -> None:
