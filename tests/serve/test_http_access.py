@@ -502,6 +502,22 @@ def test_tokens_that_open_nothing_reach_no_model(fleet: LocalFleet, http: HttpCl
     assert len(asked) == 1
 
 
+@pytest.mark.parametrize("model", ["pets", "pets.pixels", "pets.features"])
+def test_a_tasks_scope_opens_all_its_models(
+    fleet: LocalFleet, http: HttpClient, model: str
+) -> None:
+    """To ask them takes the right to predict; to read of them is not enough."""
+    predicts = give(fleet, "predict:pets", seed=1)
+    pushes = give(fleet, "push:pets", seed=2)
+    path = f"/v2/models/{model}"
+
+    assert http.get(path, headers=predicts).status_code == 200
+    assert http.get(path, headers=pushes).status_code == 200
+    assert "body is empty" in error(http.post(f"{path}/infer", headers=predicts), 400)
+    refused = error(http.post(f"{path}/infer", headers=pushes), 403)
+    assert "lacks the scope predict:pets." in refused
+
+
 def test_a_tokens_rate_is_one_for_both_surfaces(fleet: LocalFleet, http: HttpClient) -> None:
     """429 with whole seconds, in the protocol's form."""
     mine = give(fleet, "predict:pets", rate_per_s=1)
