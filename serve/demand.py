@@ -8,7 +8,7 @@ from serve.batcher import Batcher
 
 # Fewer rows in half a second say little of what one costs: the loop has other things to do as well.
 FEWEST_ROWS = 8
-KEPT = 0.9  # of what was seen before, with each half second in which there was something to see
+KEPT = 0.98  # of what was seen before, with each half second in which there was something to see
 
 
 class Demand:

@@ -11,6 +11,7 @@ import logging
 import math
 import statistics
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from ray.serve._private.common import ReplicaID, TimeStampedValue
 from ray.serve.config import AutoscalingContext
 
-from serve.autoscale import BIN_S, STALE_S, Aim, Decision, Observed, ServiceTime, decide
+from serve.autoscale import BIN_S, HOLD_S, STALE_S, Aim, Decision, Observed, ServiceTime, decide
 
 # Where Ray's controller says that it starts or stops replicas; the reason goes beside it.
 logger = logging.getLogger("ray.serve")
@@ -29,6 +30,7 @@ logger = logging.getLogger("ray.serve")
 FIRST_START_S = 30.0  # until a start was seen
 LONGEST_START_S = 600.0  # what takes longer waits for room, which says nothing of the next start
 MOST_BINS = 10_000  # more than an hour, which is the most that is kept
+FEWEST_TRIED = 32  # rows after which a replica knows what one takes
 NOTHING_KNOWN = ServiceTime(fixed_s=0.0, row_s=1.0, batch=1)
 
 
@@ -50,6 +52,7 @@ class Scaling:
         self._conductor: Any = None
         self._arrivals = Arrivals()
         self._service = NOTHING_KNOWN
+        self._rows_s: deque[tuple[float, float]] = deque()  # when, and what a row took
         self._starts = Starts()
         self._older: frozenset[ReplicaID] | None = None
         self._last_replicas, self._decided_s = 1, -math.inf
@@ -80,10 +83,10 @@ class Scaling:
             self._older = frozenset(ctx.running_replicas)
         reports = ctx.raw_metrics or {}
         self._arrivals.hear(reports.get("arrived", {}), now_s, older=self._older)
-        self._measure(reports)
+        self._measure(reports, now_s)
         running = frozenset(ctx.running_replicas)
         arrived, age_s = self._arrivals.of(running, now_s)
-        queued = sum(_newest(reports.get("waiting", {}))) + ctx.total_queued_requests
+        queued = sum(_newest(reports.get("waiting", {})).values()) + ctx.total_queued_requests
         observed = Observed(
             arrived,
             age_s=age_s,
@@ -105,18 +108,27 @@ class Scaling:
             hold_s=None if self._keep_s is None else max(self._keep_s, startup_s),
         )
 
-    def _measure(self, reports: dict[str, dict[ReplicaID, list[TimeStampedValue]]]) -> None:
+    def _measure(
+        self, reports: dict[str, dict[ReplicaID, list[TimeStampedValue]]], now_s: float
+    ) -> None:
         """Take from the reports what a replica can do: half of them are slower, half faster."""
-        rows_s = list(_newest(reports.get("row_s", {})))
-        batches = list(_newest(reports.get("batch", {})))
-        if rows_s and batches:
-            self._service = ServiceTime(
-                # A replica measures full batches; of what is the same for every batch, the policy
-                # needs no more than what a row of those has of it.
-                fixed_s=0.0,
-                row_s=statistics.median(rows_s),
-                batch=max(1, round(statistics.median(batches))),
-            )
+        arrived, rows_s = _newest(reports.get("arrived", {})), _newest(reports.get("row_s", {}))
+        if not rows_s:
+            return
+        # One that has just started knows its trunk's time alone.
+        tried = [seconds for name, seconds in rows_s.items() if arrived[name] >= FEWEST_TRIED]
+        self._rows_s.append((now_s, statistics.median(tried or rows_s.values())))
+        while self._rows_s[0][0] < now_s - (self._keep_s or HOLD_S):
+            self._rows_s.popleft()
+        batches = _newest(reports["batch"]).values()
+        self._service = ServiceTime(
+            # A replica measures full batches; of what is the same for every batch, the policy
+            # needs no more than what a row of those has of it.
+            fixed_s=0.0,
+            # The slowest: as with demand, what is better for a moment lets no replica go.
+            row_s=max(row_s for _, row_s in self._rows_s),
+            batch=max(1, round(statistics.median(batches))),
+        )
 
     def _tell(self, decision: Decision) -> None:
         """Show it in `/metrics` and `headstock watch`; scaling goes on where nobody listens."""
@@ -224,5 +236,5 @@ class Starts:
             self._asked.append((target, now_s))
 
 
-def _newest(series: dict[ReplicaID, list[TimeStampedValue]]) -> Iterable[float]:
-    return (points[-1].value for points in series.values() if points)
+def _newest(series: dict[ReplicaID, list[TimeStampedValue]]) -> dict[ReplicaID, float]:
+    return {replica: points[-1].value for replica, points in series.items() if points}

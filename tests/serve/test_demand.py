@@ -72,7 +72,7 @@ def test_a_row_takes_as_long_as_the_slowest_part_of_a_replica(
         assert row_s(rows=0, worked_s=5.0) == pytest.approx(0.002)
         # Of four decoders each takes a quarter.
         assert row_s(rows=3, decoded_s=[0.001, 0.001, 0.238]) == pytest.approx(0.02)
-        for _ in range(100):
+        for _ in range(400):
             row_s(rows=100, worked_s=0.05, decoded_s=[0.001] * 100)
         assert row_s(rows=100, worked_s=0.05) == pytest.approx(0.001)
     finally:

@@ -62,6 +62,7 @@ class Controller:
         self.points: dict[str, list[dict[str, float]]] = {}
         self.reports: dict[str, list[dict[str, float]]] = {}
         self.silent: set[str] = set()
+        self.row_s_of: dict[str, float] = {}  # those that say otherwise
         self.num_started = 0
         self.waiting = 0.0
         self.told: list[Decision] = []
@@ -146,7 +147,7 @@ class Controller:
             "at": skewed_s,
             "arrived": arrived,
             "waiting": self.waiting,
-            "row_s": self.row_s,
+            "row_s": self.row_s_of.get(name, self.row_s),
             "batch": 1.0,
         }
 
@@ -246,6 +247,40 @@ def test_a_replica_that_never_reports_lets_none_go(monkeypatch: pytest.MonkeyPat
 
     assert grown > 1
     assert (ray.target, ray.told[-1].rule) == (grown, "stale")
+
+
+def test_a_replica_that_has_just_started_does_not_say_what_a_row_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It knows the trunk's time, and nothing of pictures that take long to decode."""
+    ray = Controller(monkeypatch)
+    ray.run(40.0, rate=8.0)
+    ray.row_s_of = {"r2": 0.001}
+    ray.run(5.0, rate=18.0)
+    asked = ray.target
+    ray.run(5.0, rate=2.0)
+
+    assert asked == ray.target == len(ray.running) == 2
+    assert ray.told[-1].replica_rate == pytest.approx(10.0)
+
+
+def test_rows_that_are_quicker_for_a_moment_let_no_replica_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a row takes is measured on some of them; slower ones count at once."""
+    ray = Controller(monkeypatch)
+    ray.run(60.0, rate=18.0)
+    before = ray.target
+    ray.row_s = 0.02
+    ray.run(15.0, rate=18.0)
+    quicker = ray.target
+    ray.run(30.0, rate=18.0)
+    long_after = ray.target
+    ray.row_s = 0.2
+    ray.run(5.0, rate=18.0)
+
+    assert (before, quicker, long_after) == (2, 2, 1)
+    assert ray.target >= 4
 
 
 def test_the_start_of_a_replica_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
