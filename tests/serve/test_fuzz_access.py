@@ -21,9 +21,21 @@ from serve.jobs import Job
 from tests.serve.harness import HttpClient, LocalFleet
 from tests.serve.holders import token_for, token_text
 from tests.serve.oracle import Heads
+from tests.serve.test_http import png_of
 from tests.serve.test_http_access import OPEN
 
 NUM_CASES = 600
+ALONE = {"inference-header-content-length": "0"}
+# Nothing but a token keeps these from an answer.
+GOOD = st.sampled_from(
+    [
+        Sent("POST", "/v2/models/pets/infer", ALONE, png_of(0)),
+        Sent("POST", "/v2/models/pets/versions/1/infer", ALONE, png_of(0)),
+        Sent("POST", "/v2/models/colours.features/infer", ALONE, bytes(12)),
+        Sent("POST", "/predict/pets", {}, png_of(0)),
+        Sent("POST", "/predict?tasks=*", {}, png_of(0)),
+    ]
+)
 VALID, NARROW, EXPIRED, REVOKED, UNKNOWN = (token_text(number).encode() for number in range(1, 6))
 TASKS_OF = {"valid": {"pets", "colours"}, "narrow": {"colours"}, "none": set[str]()}
 CUT = damaged(st.sampled_from([b"Bearer " + VALID, VALID, b"Bearer " + VALID[:-1]]))
@@ -50,7 +62,7 @@ class Asked:
 @st.composite
 def asked(draw: st.DrawFn) -> Asked:
     """What others send to an open service, by somebody."""
-    sent = draw(st.one_of(inferences(), inferences(), predictions(), changes(), reads()))
+    sent = draw(st.one_of(GOOD, inferences(), predictions(), changes(), reads()))
     one = draw(NO_TOKENS)
     valid, narrow = b"Bearer " + VALID, b"bearer  " + NARROW
     authorization, worth = draw(
@@ -136,7 +148,7 @@ def test_no_request_without_a_token_for_it_reaches_a_model(
             tasks = batcher.snapshot.heads if job.tasks is None else job.tasks
             assert {task for task in tasks if job.may_ask(task)} <= TASKS_OF[case.worth], case
         if case.worth == "none" and path not in OPEN:
-            assert status >= 400, case
+            assert status in {401, 404, 405}, case
         if status >= 400 and path.startswith("/v2/") and response.content:
             assert list(response.json()) == ["error"], response.text
 
