@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from models.pictures import load_picture
 from serve.batcher import Batcher
 from serve.engine import Engine, Head, LiveHead, Row, Snapshot
-from serve.jobs import Job
+from serve.jobs import Job, OverloadedError
 from serve.metrics import Metrics
 from serve.running import RunningTrunk
 from tests.serve.harness import until
@@ -164,3 +165,20 @@ def test_what_waits_to_be_compared_is_forgotten(
     batcher.flip(live(trunks[1], 2), running[1])
 
     until(lambda: batcher.comparisons.due_in_s(is_idle=True) is None)
+
+
+def test_times_are_told_by_the_trunk_that_runs(
+    batcher: Batcher, trunks: tuple[TinyTrunk, TinyTrunk]
+) -> None:
+    """The old one took none; a picture takes the new one 100 s, so nobody waits behind it."""
+    slow = RunningTrunk(trunks[1].engine, 2, picture_s=100.0)
+    picture = np.zeros((12, 12, 3), np.uint8)
+    batcher.set_open(is_open=False)
+    batcher.flip(live(trunks[1], 2), slow)
+    until(lambda: batcher._running is slow)
+    batcher.submit(Job([picture], TASK, made_for=trunks[1].manifest))
+    late = Job([picture], TASK, time.monotonic() + 50, made_for=trunks[1].manifest)
+
+    with pytest.raises(OverloadedError, match=r"takes about 2e\+02 s, and this request has 50 s"):
+        batcher.submit(late)
+    assert batcher._schedule.picture_s == 100.0

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,12 @@ from export.bundle import TRUNK_GRAPH, TRUNK_MANIFEST, Bundle, digest_of
 from serve import memory
 from serve.client import Client
 from serve.http.routes import http_app
+from serve.paging import AdapterMemory
+from serve.record import LogView, Record, Verdict
+from serve.running import RunningTrunk
 from serve.trunks import ServedTrunk
 from tests.serve.commands import Run
-from tests.serve.harness import HttpClient, LocalFleet, until
+from tests.serve.harness import HttpClient, LocalFleet, stored_trunk, until
 from tests.serve.oracle import some_picture
 from tests.serve.test_http import problem
 from tests.serve.test_http_push import blobs, says
@@ -62,6 +66,20 @@ def fleet(tmp_path: Path, old: TinyTrunk) -> Iterator[LocalFleet]:
         yield fleet
 
 
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The trunks that were closed, on any replica."""
+    digests: list[str] = []
+    close = RunningTrunk.close
+
+    def noted(trunk: RunningTrunk) -> None:
+        digests.append(trunk.digest)
+        close(trunk)
+
+    monkeypatch.setattr(RunningTrunk, "close", noted)
+    return digests
+
+
 def heads_of(trunk: TinyTrunk, seed: int = 0) -> list[Bundle]:
     """A bundle of each task."""
     return [trunk.bundle(task, seed + place) for place, task in enumerate(TASKS)]
@@ -89,7 +107,7 @@ def send(
 
 
 def test_a_trunk_is_live_with_all_heads_when_its_push_returns(
-    fleet: LocalFleet, http: HttpClient, new: TinyTrunk
+    fleet: LocalFleet, http: HttpClient, old: TinyTrunk, new: TinyTrunk, closed: list[str]
 ) -> None:
     """On every replica; the answer says what single pushes say, and one swap."""
     bundles = heads_of(new)
@@ -98,6 +116,7 @@ def test_a_trunk_is_live_with_all_heads_when_its_push_returns(
     answer = other.post("/predict/shapes", content=png_of(picture)).json()
     listed = other.get("/tasks").json()
     version = other.get("/tasks/shapes/versions").json()["versions"][1]
+    until(lambda: closed == 2 * [old.manifest.digest])
 
     assert told["trunk"] == listed["trunk"] == new.manifest.digest
     assert told["versions"] == [
@@ -110,6 +129,61 @@ def test_a_trunk_is_live_with_all_heads_when_its_push_returns(
         **dict.fromkeys(GATES, "yes"), "heldout": "skipped", "accuracy": "skipped",
     }  # fmt: skip
     assert version["message"] == "larger pictures"
+
+
+def test_a_push_to_a_replica_that_is_about_to_flip_waits_for_its_trunk(
+    fleet: LocalFleet, http: HttpClient, new: TinyTrunk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record stands, so a head for the new trunk is no mistake."""
+    replica, has_read = fleet.replicas["replica-1"], threading.Event()
+    history, answers = replica.history, list[httpx.Response]()
+
+    def read() -> LogView:
+        view = history()
+        has_read.set()
+        return view
+
+    def push() -> None:
+        zipped = new.bundle("colours", 5).to_zip()
+        answers.append(http.post("/tasks/colours/versions", content=zipped))
+
+    def push_before_the_flip(record: Record) -> None:
+        if record.trunk is not None:
+            monkeypatch.setattr(replica, "history", read)
+            threading.Thread(target=push).start()
+            assert has_read.wait(5)
+            time.sleep(0.05)  # it would ask the gates now
+
+    fleet.log.after_put = push_before_the_flip
+    fleet.push_together(*heads_of(new), trunk=new.folder)
+    until(lambda: bool(answers))
+
+    assert answers[0].json()["version"] == 3
+
+
+def test_a_head_that_a_trunk_overtakes_is_looked_at_by_the_gates_anew(
+    fleet: LocalFleet,
+    http: HttpClient,
+    old: TinyTrunk,
+    new: TinyTrunk,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was compared on the trunk before; no replica is asked to load it on the new one."""
+    replica = fleet.replicas["replica-1"]
+    compare = replica.compare
+
+    def compare_meanwhile(*given: Any, **more: Any) -> tuple[Verdict, ...]:
+        monkeypatch.setattr(replica, "compare", compare)
+        fleet.push_together(*heads_of(new), trunk=new.folder)
+        return compare(*given, **more)
+
+    monkeypatch.setattr(replica, "compare", compare_meanwhile)
+    pushed = http.post("/tasks/colours/versions", content=old.bundle("colours", 5).to_zip())
+    number = fleet.view().number
+
+    assert problem(pushed, 422).startswith("The head was trained on trunk")
+    assert says(pushed.json()["gates"]) == {"signature": "yes", "trunk": "no"}
+    assert fleet.view().trunks[-1].number == number  # nothing was tried after it
 
 
 def test_the_way_back_is_one_step(http: HttpClient, old: TinyTrunk, new: TinyTrunk) -> None:
@@ -147,7 +221,7 @@ def test_a_live_task_without_a_bundle_is_named_before_anything_is_loaded(
 
 
 def test_a_bundle_of_another_trunk_is_refused_with_the_verdicts_of_all(
-    fleet: LocalFleet, http: HttpClient, old: TinyTrunk, new: TinyTrunk
+    fleet: LocalFleet, http: HttpClient, old: TinyTrunk, new: TinyTrunk, closed: list[str]
 ) -> None:
     """The gates look at each bundle on the new trunk, which is let go again."""
     mixed = [heads_of(new)[0], heads_of(old)[1]]
@@ -158,6 +232,7 @@ def test_a_bundle_of_another_trunk_is_refused_with_the_verdicts_of_all(
     assert says([g for g in gates if g["task"] == "colours"])["latency"] == "yes"
     assert says([g for g in gates if g["task"] == "shapes"]) == {"signature": "yes", "trunk": "no"}
     assert fleet.replicas["replica-1"].trunks._beside is None
+    assert closed == [new.manifest.digest]
 
 
 def test_a_trunk_that_does_not_fit_is_refused_with_the_numbers(
@@ -174,13 +249,45 @@ def test_a_trunk_that_does_not_fit_is_refused_with_the_numbers(
     assert f"of {limit / 2**20:.0f} (memory_bytes)" in estimated
 
 
+def test_the_adapters_that_are_in_memory_count_twice(
+    tmp_path: Path, old: TinyTrunk, new: TinyTrunk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the new trunk's heads are likely to take as much as those of the heads before."""
+    monkeypatch.setattr(AdapterMemory, "used_bytes", 100 * 2**20)
+    limit = memory.used_bytes() + 50 * 2**20
+    with LocalFleet(tmp_path / "store", old.folder, replicas=1, memory_bytes=limit) as fleet:
+        fleet.push_together(*heads_of(old))
+        told = problem(send(HttpClient(fleet, "replica-1"), new, heads_of(new)), 422)
+
+    assert "The new trunk needs about 116 MiB beside" in told
+
+
 def nothing_needed(*_: object, **__: object) -> int:
     """An estimate that lets everything in."""
     return -(2**40)
 
 
+def test_a_trunk_stays_while_somebody_holds_it(
+    fleet: LocalFleet, new: TinyTrunk, closed: list[str]
+) -> None:
+    """The gates of a push, and the swap that it asks for, have one between them."""
+    trunks, change = fleet.replicas["replica-1"].trunks, stored_trunk(fleet.log, new.folder)
+    held = [trunks.hold(change), trunks.hold(change)]
+    trunks.let_go()
+    while_held = trunks._beside, [*closed]
+    trunks.let_go()
+
+    assert held[0] is held[1]
+    assert while_held == (held[0], [])
+    assert (trunks._beside, closed) == (None, [new.manifest.digest])
+
+
 def test_what_a_trunk_really_takes_counts_too(
-    tmp_path: Path, old: TinyTrunk, new: TinyTrunk, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    old: TinyTrunk,
+    new: TinyTrunk,
+    closed: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An estimate that is too low lets it be loaded, and it is let go again."""
     monkeypatch.setattr(memory, "trunk_bytes", nothing_needed)
@@ -190,6 +297,7 @@ def test_what_a_trunk_really_takes_counts_too(
 
         assert "needs about 0 MiB beside" in told
         assert fleet.replicas["replica-1"].trunks._beside is None
+        assert closed == [new.manifest.digest]
 
 
 def test_a_dry_run_of_a_trunk_stores_nothing(

@@ -5,18 +5,23 @@ from __future__ import annotations
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from export.bundle import Bundle
-from serve import memory
+from serve import memory, roll_call
+from serve.engine import Snapshot
 from serve.jobs import Answer, Job, OtherTrunkError
-from serve.messages import Outcome, Swapped
+from serve.loading import HeadLoader
+from serve.messages import Directive, Outcome, Swapped
+from serve.protocol import Phase
 from serve.record import LogView, Record, TrunkChange
+from serve.store import StoreError
 from serve.trunks import ServedTrunk
-from tests.serve.harness import LocalFleet, until
+from tests.serve.harness import LocalFleet, stored_trunk, until
 from tests.serve.oracle import Crowd, Seen, behind, some_picture
 from tests.serve.test_swap_faults import crash_at, heal, refusal
 from tests.serve.tiny import TinyTrunk, png_of
@@ -118,6 +123,7 @@ def test_a_trunk_changes_under_load_and_drops_nothing(
         log = fleet.view()
 
         assert served(fleet) == on_new == {new.manifest.digest}
+        assert all(fleet.replicas[name].is_healthy for name in fleet.living())
         assert on_old == {old.manifest.digest}
     assert there == dict.fromkeys(TASKS, 2)
     assert single == 3
@@ -127,6 +133,27 @@ def test_a_trunk_changes_under_load_and_drops_nothing(
     assert complaints(crowd.seen, log, old, new) == []
     seen = {one.version("colours") for one in crowd.seen if "colours" in one.tasks}
     assert seen == {1, 2, 3, 4, 5}
+
+
+def test_every_task_waits_until_the_last_replica_holds_and_flips(
+    tmp_path: Path, old: TinyTrunk, new: TinyTrunk
+) -> None:
+    """One replica is late to flip: what it has not begun it answers by the new trunk only."""
+    with LocalFleet(tmp_path, old.folder, replicas=2, hold_s=5.0) as fleet:
+        fleet.push_together(*heads_of(old))
+
+        def come_late(directive: Directive) -> None:
+            if directive.phase is Phase.FLIP:
+                time.sleep(0.5)
+
+        fleet.links["replica-2"].on_directive = come_late
+        with Crowd(fleet, QUESTIONS, clients=6, encode=png_of) as crowd:
+            crowd.wait_for(20)
+            fleet.push_together(*heads_of(new), trunk=new.folder)
+            crowd.wait_for(20)
+        log = fleet.view()
+
+    assert complaints(crowd.seen, log, old, new) == []
 
 
 def test_rows_that_wait_are_decoded_for_the_trunk_that_answers_them(
@@ -206,6 +233,8 @@ def test_a_conductor_may_crash_at_any_step_of_a_trunk(
             heal(fleet)
             live = (new if is_new else old).manifest.digest
             until(lambda: served(fleet) == {live})
+            if moment != "staged":  # who holds settles it alone, and what was staged is done with
+                until(lambda: all(r.trunks._beside is None for r in fleet.replicas.values()))
             crowd.wait_for(10)
             fleet.start_conductor()
             until(lambda: all(r.trunks._beside is None for r in fleet.replicas.values()))
@@ -248,6 +277,30 @@ def test_one_replica_that_cannot_load_it_stops_the_trunk(
     assert complaints(crowd.seen, log, old, new) == []
 
 
+def test_a_trunk_may_take_longer_to_load_than_a_head(
+    tmp_path: Path, old: TinyTrunk, new: TinyTrunk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who says nothing while it loads one is neither given up nor taken for dead."""
+    monkeypatch.setattr(roll_call, "SILENCE_S", 1.0)
+    with LocalFleet(tmp_path, old.folder, replicas=2) as fleet:
+        fleet.push_together(*heads_of(old))
+        assert fleet.conductor is not None
+        monkeypatch.setattr(fleet.conductor._swaps, "_stage_s", 0.2)  # of a head
+        trunks = fleet.replicas["replica-2"].trunks
+        load = trunks._load_beside
+
+        def load_slowly(*given: Any) -> ServedTrunk:
+            time.sleep(2.0)
+            return load(*given)
+
+        monkeypatch.setattr(trunks, "_load_beside", load_slowly)
+        versions = made(fleet.push_together(*heads_of(new), trunk=new.folder))
+
+        assert fleet.killed == []
+        assert served(fleet) == {new.manifest.digest}
+    assert versions == dict.fromkeys(TASKS, 2)
+
+
 def test_a_head_that_fails_a_gate_on_the_new_trunk_stops_all(
     tmp_path: Path, old: TinyTrunk, new: TinyTrunk
 ) -> None:
@@ -256,6 +309,7 @@ def test_a_head_that_fails_a_gate_on_the_new_trunk_stops_all(
         fleet.push_together(*heads_of(old))
         mixed = [new.bundle("colours", 1), old.bundle("shapes", 2)]
         refused = refusal(fleet.push_together(*mixed, trunk=new.folder))
+        until(lambda: all(r.trunks._beside is None for r in fleet.replicas.values()))
 
         assert served(fleet) == {old.manifest.digest}
     assert refused[0] == "gate"
@@ -339,8 +393,12 @@ def test_another_cluster_follows_to_the_new_trunk(
 def test_a_replica_that_missed_the_change_loads_it_before_it_answers(
     tmp_path: Path, old: TinyTrunk, new: TinyTrunk
 ) -> None:
-    """Cut off while another service changed the trunk: it is not admitted until it has it too."""
-    with LocalFleet(tmp_path, old.folder, replicas=1, cluster="both") as one:
+    """Cut off while another service changed the trunk: it is not admitted until it has it too.
+
+    There is no room for two by its limit, and what the log says has to be served all the same.
+    """
+    little: dict[str, Any] = {"memory_bytes": 2**20}
+    with LocalFleet(tmp_path, old.folder, replicas=1, cluster="both", **little) as one:
         one.push_together(*heads_of(old))
         one.links["replica-1"].is_cut = True
         with LocalFleet(tmp_path, old.folder, replicas=0, cluster="both") as other:
@@ -353,8 +411,35 @@ def test_a_replica_that_missed_the_change_loads_it_before_it_answers(
             crowd.wait_for(5)
         log = one.view()
 
+        assert one.replicas["replica-1"].trunks._beside is None
     assert {one.version("colours") for one in crowd.seen if "colours" in one.tasks} == {2}
     assert complaints(crowd.seen, log, old, new) == []
+
+
+def test_a_replica_that_cannot_read_all_heads_of_a_trunk_lets_it_go_and_tries_again(
+    tmp_path: Path, old: TinyTrunk, new: TinyTrunk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store was away for some of what it has missed; nothing of the attempt is left."""
+    with LocalFleet(tmp_path, old.folder, replicas=1, cluster="both") as one:
+        one.push_together(*heads_of(old))
+        one.links["replica-1"].is_cut = True
+        with LocalFleet(tmp_path, old.folder, replicas=0, cluster="both") as other:
+            other.push_together(*heads_of(new), trunk=new.folder)
+        snapshot, attempts = HeadLoader.snapshot, list[int]()
+
+        def read_at_last(loader: HeadLoader, view: LogView) -> Snapshot:
+            attempts.append(view.number)
+            if len(attempts) < 3:
+                raise StoreError("away")
+            return snapshot(loader, view)
+
+        monkeypatch.setattr(HeadLoader, "snapshot", read_at_last)
+        one.start_conductor()
+        one.links["replica-1"].is_cut = False
+        until(lambda: served(one) == {new.manifest.digest})
+        until(lambda: one.replicas["replica-1"].trunks._beside is None)
+
+    assert len(attempts) == 3
 
 
 def test_a_trunk_without_a_bundle_of_every_live_task_is_refused(
@@ -458,6 +543,66 @@ def test_other_services_changes_and_a_trunk_do_not_pass_each_other(
 
     assert refused[0] == "conflict"
     assert "one of the two is of the trunk" in refused[1]
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_of_two_trunks_the_first_that_is_written_wins_and_the_other_is_let_go(
+    tmp_path: Path,
+    old: TinyTrunk,
+    new: TinyTrunk,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    is_cut: bool,
+) -> None:
+    """One service has staged a trunk and holds; another service's takes its number.
+
+    Its replica hears so from its conductor, or finds out by itself.
+    """
+    third = TinyTrunk(tmp_path / "third", size_px=8, roll=2, scale=1 / 30)
+    store = tmp_path / "store"
+    with LocalFleet(store, old.folder, replicas=1, cluster="both", hold_s=1.5) as one:
+        one.push_together(*heads_of(old))
+        link = one.links["replica-1"]
+        with LocalFleet(store, old.folder, replicas=0, cluster="both") as other:
+            conductor, number = one.conductor, other.view().number
+            until(lambda: conductor is not None and conductor.view.number == number)
+
+            def overtake(record: Record) -> None:
+                if record.kind == "commit":
+                    link.is_cut = is_cut
+                    one.log.before_put = lambda _: None
+                    other.push_together(*heads_of(third), trunk=third.folder)
+
+            one.log.before_put = overtake
+            with Crowd(one, QUESTIONS, encode=png_of) as crowd:
+                refused = refusal(one.push_together(*heads_of(new), trunk=new.folder))
+                until(lambda: served(one) == {third.manifest.digest})
+                link.is_cut = False
+                crowd.wait_for(10)
+        until(lambda: one.replicas["replica-1"].trunks._beside is None)
+        log = one.view()
+
+    assert refused[0] == "conflict"
+    assert "one of the two is of the trunk" in refused[1]
+    assert complaints(crowd.seen, log, old, third) == []
+    assert [line.getMessage() for line in caplog.records if line.levelname == "ERROR"] == []
+
+
+def test_two_trunks_are_not_tried_at_once(tmp_path: Path, old: TinyTrunk, new: TinyTrunk) -> None:
+    """The gates of one replica try another: a push is refused meanwhile, and made afterwards."""
+    third = TinyTrunk(tmp_path / "third", size_px=8, roll=2, scale=1 / 30)
+    with LocalFleet(tmp_path / "store", old.folder, replicas=2) as fleet:
+        fleet.push_together(*heads_of(old))
+        trunks = fleet.replicas["replica-2"].trunks
+        trunks.hold(stored_trunk(fleet.log, third.folder))
+        refused = refusal(fleet.push_together(*heads_of(new), trunk=new.folder))
+        until(lambda: fleet.replicas["replica-1"].trunks._beside is None)
+        trunks.let_go()
+        versions = made(fleet.push_together(*heads_of(new), trunk=new.folder))
+
+    assert refused[0] == "gate"
+    assert refused[1].startswith(f"Trunk {third.manifest.digest} is being tried beside the one")
+    assert versions == dict.fromkeys(TASKS, 2)
 
 
 def test_memory_after_the_flip_is_near_to_one_trunks(tmp_path: Path) -> None:
