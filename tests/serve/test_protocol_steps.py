@@ -71,6 +71,18 @@ def test_catching_up_ends_only_holds_that_are_decided() -> None:
     assert protocol.caught_up(HELD, 4, at=4).hold == 0
 
 
+def test_a_flip_that_comes_late_does_not_turn_back_who_has_caught_up_past_it() -> None:
+    """It joined while swap 4 held, missed its end, and loaded what swap 5 made live.
+
+    Whoever kept the hold of 4 would go back to 4 by that flip, or wait for one that nobody sends.
+    """
+    joined = protocol.caught_up(HELD, 5, at=5)
+
+    assert protocol.flip(joined, 4).at == 5
+    assert protocol.release(joined, 4).at == 5
+    assert joined.hold == 0
+
+
 @pytest.mark.parametrize(
     "state",
     [ReplicaState(at=3), FLIPPED, HELD, ReplicaState(at=3, staged=5), ReplicaState(at=5, staged=4)],
