@@ -80,6 +80,7 @@ class Crowd:
     Args:
         questions: The task lists to ask; each request takes one of them.
         is_sticky: Whether each client stays with one replica; else it asks any.
+        limit_s: Who waits longer has no answer.
         encode: Makes files of the pictures, which replicas then decode as the trunk takes them.
     """
 
@@ -88,6 +89,7 @@ class Crowd:
     clients: int = 4
     is_sticky: bool = False
     pause_s: float = 0.001
+    limit_s: float = 5.0
     encode: Callable[[NDArray[np.uint8]], bytes] | None = None
     seen: list[Seen] = field(default_factory=list)
 
@@ -107,7 +109,7 @@ class Crowd:
 
     def wait_for(self, num_more: int) -> None:
         """Until so many more requests have been answered."""
-        goal, deadline_s = len(self.seen) + num_more, time.monotonic() + 20
+        goal, deadline_s = len(self.seen) + num_more, time.monotonic() + 4 * self.limit_s
         while len(self.seen) < goal:
             assert time.monotonic() < deadline_s, "the clients get no answers"
             time.sleep(0.002)
@@ -145,7 +147,7 @@ class Crowd:
                     replica.decoders.submit(replica._decode_and_queue, job)
                 else:
                     replica.batcher.submit(job)
-                answers = job.done.result(5)
+                answers = job.done.result(self.limit_s)
             # Whatever it is, the client was not answered.
             except Exception as error:  # noqa: BLE001
                 if name in self.fleet.killed:
