@@ -206,7 +206,7 @@ async def _ask_all(handle: Any, arrivals_s: list[float]) -> list[float]:
 
 def _ran(arrivals_s: list[float], latency_s: list[float], most: int) -> Ran:
     ended_s = max(np.add(arrivals_s, latency_s))
-    return Ran(float(np.quantile(latency_s, 0.99)), len(latency_s) / ended_s, most)
+    return Ran(float(np.quantile(latency_s, 0.99)), float(len(latency_s) / ended_s), most)
 
 
 if __name__ == "__main__":
