@@ -50,6 +50,7 @@ BLOCK = 200  # cases that one of the makers makes before the next one's turn
 SLOW_S = 10.0
 ANYWHERE = frozenset({404, 405})  # a name may lead to a path that is none
 NOT_NOW = 503
+NOT_HTTP = (400, "Invalid HTTP request received.")  # uvicorn's; HAProxy has one of its own
 STEPS = 10
 GROWTH_MIB = 32
 
@@ -137,6 +138,8 @@ class Fuzzer:
             self._add_broken(what, began_s, error)
             return
         self._add(what, began_s, response.status_code, response.text, response.headers)
+        if (response.status_code, response.text) == NOT_HTTP:
+            return  # the parser's answer, before there is a request that could have ours
         try:
             case.validate_response(
                 response, checks=[content_type_conformance, response_schema_conformance]
