@@ -14,12 +14,24 @@ import pytest
 from benchmarks.background import Background
 from tests.end_to_end.callers import Callers, png
 from tests.end_to_end.program import Program
+from tests.end_to_end.sabotage import sabotage
 from tests.serve.harness import until
 from tests.serve.oracle import Heads
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-HERE = Path(__file__).parent
+# Takes long to decode large pictures, without taking a processor for it: the test needs more load
+# than a replica can do, on a machine that may be busy with other things.
+SLOW_DECODER = """
+import time
+
+quick_load = load_picture
+
+def load_picture(data, *args, **options):
+    if len(data) > 50_000:
+        time.sleep(0.25)
+    return quick_load(data, *args, **options)
+"""
 KEEP_S = 30  # longer than a start on a busy machine, and what follows
 CALM_S = 33  # half a minute is what a jump is told from
 LOAD = 6.0  # large pictures a second; a replica decodes four
@@ -29,7 +41,7 @@ GROWS_IN_S, SHRINKS_IN_S = 120.0, 240.0
 
 
 def large_png() -> bytes:
-    """A picture that `slow_decoder` takes for large."""
+    """A picture that `SLOW_DECODER` takes for large."""
     noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
     return png(noise)
 
@@ -68,7 +80,7 @@ def test_replicas_follow_the_load_and_nothing_is_dropped(
     tmp_path: Path, trunk_folder: Path, heads: Heads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One replica, more under load, and one again; pushes while it grows, and after."""
-    monkeypatch.setenv("PYTHONPATH", str(HERE / "slow_decoder"))
+    sabotage(tmp_path / "site", monkeypatch, {"models.pictures": SLOW_DECODER})
     settings = {"decode_threads": 1, "keep_replicas_s": KEEP_S}
     flags = ("--min-replicas", "1", "--max-replicas", "3")
     with Program(tmp_path, trunk_folder, replicas=flags, **settings) as program:
