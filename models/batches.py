@@ -1,11 +1,13 @@
 """Training batches: each picture decoded once, augmented once, fitted to every network."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -37,6 +39,8 @@ class TrainingPictures:
         augmentation: None gives the pictures exactly as serving would decode them.
         batch_size: About how many pictures; batches are of even size, so that none is so small
             that batch statistics would be noise.
+        chances: How likely each picture is to be drawn; they sum to 1. None takes each once in an
+            epoch.
     """
 
     def __init__(
@@ -47,31 +51,43 @@ class TrainingPictures:
         augmentation: Augmentation | None,
         batch_size: int,
         seed: int,
+        chances: NDArray[np.float64] | None = None,
     ) -> None:
         self._pictures = pictures
         self._preprocessings = tuple(dict.fromkeys(preprocessings))
         self._augmentation = augmentation
         self._seed = seed
+        self._chances = chances
         self._opened: dict[int, Image.Image] = {}
         self._opened_bytes = 0
         self.num_batches = max(1, round(len(pictures) / batch_size))
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """Every picture once."""
-        order = np.random.default_rng([self._seed, number]).permutation(len(self._pictures))
-        for rows in np.array_split(order, self.num_batches):
-            fitted = [self._fitted(int(row), number) for row in rows]
+        """As many pictures as there are."""
+        seen: Counter[int] = Counter()
+        for rows in np.array_split(self._order(number), self.num_batches):
+            fitted: list[list[UInt8[np.ndarray, "size size 3"]]] = []
+            for row in rows.tolist():
+                fitted.append(self._fitted(row, number, copy=seen[row]))
+                seen[row] += 1
             images = {
                 preprocessing: torch.from_numpy(stack([views[at] for views in fitted]))
                 for at, preprocessing in enumerate(self._preprocessings)
             }
             yield Batch(torch.from_numpy(rows), images)
 
-    def _fitted(self, row: int, epoch: int) -> list[UInt8[np.ndarray, "size size 3"]]:
+    def _order(self, number: int) -> Int[np.ndarray, " pictures"]:
+        random, num = np.random.default_rng([self._seed, number]), len(self._pictures)
+        if self._chances is None:
+            return random.permutation(num)
+        return random.choice(num, size=num, p=self._chances)
+
+    def _fitted(self, row: int, epoch: int, *, copy: int) -> list[UInt8[np.ndarray, "size size 3"]]:
         if self._augmentation is None:
             return [self._pictures[row].pixels(p) for p in self._preprocessings]
-        # One generator a picture and epoch: the crop does not depend on what was drawn before.
-        random = np.random.default_rng([self._seed, epoch, row])
+        # One generator a picture and epoch: the crop does not depend on what was drawn before. A
+        # picture that is drawn again looks different.
+        random = np.random.default_rng([self._seed, epoch, row] + [copy] * (copy > 0))
         crop = augment(self._open(row), self._augmentation, random)
         return [fit_crop(crop, preprocessing) for preprocessing in self._preprocessings]
 

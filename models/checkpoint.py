@@ -5,6 +5,7 @@ Nothing in it is code. But a record may name the user's own file as its backbone
 run when the checkpoint is loaded; so load checkpoints of your own.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,9 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from models.augment import Augmentation
 from models.backbones import Backbone, build_backbone
 from models.errors import LearningError
 from models.evaluate import Estimate
+from models.fine_tuning import FineTuning
 from models.heads import CosineHead, Head, LinearHead
 from models.record import DataRecord, StudentRecord, TaskRecord, TeacherRecord
 
@@ -58,6 +61,9 @@ def save_teacher(
     *,
     labels: tuple[str, ...],
     data: DataRecord,
+    start_sha256: str,
+    fine_tuning: FineTuning,
+    augmentation: Augmentation | None,
     metrics: Mapping[str, Estimate],
     seed: int,
     command: str,
@@ -65,6 +71,7 @@ def save_teacher(
     """Write a teacher's folder, made if it is missing.
 
     Args:
+        start_sha256: What `tensors_sha256` said of the backbone before it was fine-tuned.
         command: The command line that made it.
     """
     record = TeacherRecord(
@@ -79,6 +86,9 @@ def save_teacher(
         labels=labels,
         head="linear" if isinstance(head, LinearHead) else "cosine",
         data=data,
+        start_sha256=start_sha256,
+        fine_tuning=fine_tuning,
+        augmentation=augmentation,
     )
     tensors = nn.ModuleDict({"backbone": backbone, "head": head}).state_dict()
     _write(folder, TEACHER, record, tensors)
@@ -155,6 +165,15 @@ def restore_backbone(reference: str, tensors: Path) -> Backbone:
     backbone, _ = build_backbone(reference, weights=None, allow_untrained=True)
     _load_tensors(backbone, tensors)
     return backbone
+
+
+def tensors_sha256(module: nn.Module) -> str:
+    """Sha256 over the name and bytes of every tensor of a module's state."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def package_versions() -> dict[str, str]:

@@ -107,13 +107,13 @@ def distil(
             batch_size=batch_size,
             seed=seed,
         )
-        best_epoch, _ = fit(
+        fitted = fit(
             pupil,
             epoch_batches=batches.epoch,
             num_batches=batches.num_batches,
             loss_of=lambda batch: pupil.loss(batch, labels[batch.rows]),
             validate=pupil.score,
-            before_epoch=lambda: pupil.prepare(
+            before_epoch=lambda _epoch: pupil.prepare(
                 from_scratch=from_scratch, num_batches=batches.num_batches
             ),
             start_is_usable=not from_scratch,
@@ -126,7 +126,7 @@ def distil(
     heads = pupil.task_heads
     metrics = _metrics(student, heads, lessons)
     seconds = time.monotonic() - started
-    return Distillation(student, heads, metrics, len(pictures), best_epoch, seconds)
+    return Distillation(student, heads, metrics, len(pictures), fitted.best_epoch, seconds)
 
 
 def _metrics(

@@ -3,22 +3,25 @@
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.averaging import WeightAverage
 from models.backbones import Backbone
 from models.data import Split
 from models.errors import LearningError
 from models.evaluate import accuracy
+from models.fine_tuning import ScheduleName
 from models.heads import Head, features_of, logits_of
 from models.progress import Progress, ProgressCallback
+from models.resume import Snapshot
+from models.schedules import start_schedule
 
-# Large gradients of the first steps (a new head, empty Adam moments) hurt a trained trunk most.
-WARM_UP_SHARE = 0.1
 MAX_GRADIENT_NORM = 5.0
 WEIGHT_DECAY = 0.05
 
@@ -37,6 +40,33 @@ class Score:
     negative_loss: float
 
 
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch brought.
+
+    Args:
+        loss: Mean over its batches of what was minimised.
+    """
+
+    number: int
+    loss: float
+    validation: Score
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A finished run.
+
+    Args:
+        best_epoch: The epoch whose state was kept; 0: as it was before.
+        epochs: All that were run.
+    """
+
+    best_epoch: int
+    best: Score
+    epochs: tuple[Epoch, ...]
+
+
 def fit(
     trained: nn.Module,
     *,
@@ -44,60 +74,106 @@ def fit(
     num_batches: int,
     loss_of: Callable[[AnyBatch], Tensor],
     validate: Callable[[], Score],
-    before_epoch: Callable[[], object],
+    before_epoch: Callable[[int], object],
     start_is_usable: bool,
     optimizer: torch.optim.Optimizer,
     num_epochs: int,
     patience: int,
     stage: str,
     progress: ProgressCallback,
-) -> tuple[int, Score]:
+    schedule: ScheduleName = "cosine",
+    average: WeightAverage | None = None,
+    snapshot: Snapshot | None = None,
+) -> Fitted:
     """Train and leave `trained` in its best state on validation.
 
     Args:
         trained: Every module that the optimizer changes.
         epoch_batches: Epoch number -> its batches, `num_batches` of them.
-        before_epoch: Puts modules into the mode they train in.
+        before_epoch: Puts modules into the mode that they train in; takes the epoch's number.
         start_is_usable: Whether the state before training may turn out as the best.
         patience: Epochs without a better validation score before giving up.
-
-    Returns:
-        The best epoch (0: as it was before) and its score.
+        average: Of `trained`; then its weights are validated and kept, not those of the last step.
+        snapshot: Where to go on from and what to write after each epoch; who has kept the result
+            removes it. A run that goes on gives the same bits as one that was never interrupted.
 
     Raises:
         TrainingError: a loss is not finite.
     """
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, num_steps=num_epochs * num_batches)
-    )
-    best = validate() if start_is_usable else Score(-math.inf, -math.inf)
-    best_epoch, best_state = 0, copy.deepcopy(trained.state_dict())
-    for epoch in range(1, num_epochs + 1):
-        before_epoch()
-        for batch in epoch_batches(epoch):
-            _step(loss_of(batch), trained, optimizer, epoch=epoch)
-            schedule.step()
-        score = validate()
-        if score > best:
-            best, best_epoch, best_state = score, epoch, copy.deepcopy(trained.state_dict())
-        note = f"validation {score.accuracy:.3f}, best {best.accuracy:.3f}"
-        progress(Progress(stage, epoch, num_epochs, note))
-        if epoch - best_epoch >= patience:
-            break
-    trained.load_state_dict(best_state)
+    rates = start_schedule(schedule, optimizer, num_steps=num_epochs * num_batches)
+    run = _Run(trained, optimizer, rates, average)
+    saved = snapshot.load() if snapshot else None
+    if saved:
+        run.load(saved)
+    elif start_is_usable:
+        run.best = validate()
+    while len(run.epochs) < num_epochs and len(run.epochs) - run.best_epoch < patience:
+        number = len(run.epochs) + 1
+        before_epoch(number)
+        total = 0.0
+        for batch in epoch_batches(number):
+            total += _step(loss_of(batch), trained, optimizer, epoch=number)
+            rates.step()
+            if average:
+                average.update()
+        with average.in_place() if average else nullcontext():
+            run.judge(Epoch(number, total / num_batches, score := validate()))
+        if snapshot:
+            snapshot.save(run.state())
+        note = f"validation {score.accuracy:.3f}, best {run.best.accuracy:.3f}"
+        progress(Progress(stage, number, num_epochs, note))
+    trained.load_state_dict(run.best_state)
     trained.eval()
-    return best_epoch, best
+    return Fitted(run.best_epoch, run.best, tuple(run.epochs))
 
 
-def learning_rate_factor(step: int, *, num_steps: int) -> float:
-    """Linear warm-up, then half a cosine down to zero.
+class _Run:
+    """Where a run stands after an epoch: all that the next one depends on."""
 
-    Source: Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5, without restarts.
-    """
-    warm_up = max(1, round(WARM_UP_SHARE * num_steps))
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, num_steps - warm_up)))
+    def __init__(
+        self,
+        trained: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        rates: torch.optim.lr_scheduler.LRScheduler,
+        average: WeightAverage | None,
+    ) -> None:
+        self.epochs: list[Epoch] = []
+        self.best, self.best_epoch = Score(-math.inf, -math.inf), 0
+        self.best_state = copy.deepcopy(trained.state_dict())
+        self._trained = trained
+        self._parts = {"trained": trained, "optimizer": optimizer, "rates": rates}
+        if average:
+            self._parts["average"] = average.model
+
+    def judge(self, epoch: Epoch) -> None:
+        """Keep the state if no epoch before was better."""
+        self.epochs.append(epoch)
+        if epoch.validation > self.best:
+            self.best, self.best_epoch = epoch.validation, epoch.number
+            self.best_state = copy.deepcopy(self._trained.state_dict())
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values; what is drawn next is part of it."""
+        return {
+            "parts": {name: part.state_dict() for name, part in self._parts.items()},
+            "random": torch.get_rng_state(),
+            "epochs": [asdict(epoch) for epoch in self.epochs],
+            "best": asdict(self.best),
+            "best_epoch": self.best_epoch,
+            "best_state": self.best_state,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        for name, part in self._parts.items():
+            part.load_state_dict(state["parts"][name])
+        torch.set_rng_state(state["random"])
+        self.epochs = [
+            Epoch(epoch["number"], epoch["loss"], Score(**epoch["validation"]))
+            for epoch in state["epochs"]
+        ]
+        self.best, self.best_epoch = Score(**state["best"]), state["best_epoch"]
+        self.best_state = state["best_state"]
 
 
 def freeze_batch_statistics(network: nn.Module) -> None:
@@ -107,23 +183,25 @@ def freeze_batch_statistics(network: nn.Module) -> None:
     pictures by noise, and training on batch statistics but testing on running ones adds a gap of
     its own. Scale and shift still learn.
     """
-    for module in _batch_norms(network):
+    for module in batch_norms(network):
         module.eval()
 
 
-def follow_batch_statistics(backbone: Backbone, *, num_batches: int) -> None:
+def follow_batch_statistics(network: nn.Module, *, num_batches: int) -> None:
     """Let running statistics forget what is older than about one epoch.
 
     At PyTorch's usual momentum of 0.1 they trail the weights by some 30 batches, which is several
     epochs of a small set: trained on 200 digits, validation stayed at chance (0.10) for 4 epochs;
     with statistics that follow, it was 0.35 after the third.
     """
-    for module in _batch_norms(backbone):
+    for module in batch_norms(network):
+        module.train()
         # After one epoch e^-3, or 5 %, is left of what was before.
         module.momentum = min(1.0, max(0.1, 3 / num_batches))
 
 
-def _batch_norms(network: nn.Module) -> Iterator[nn.modules.batchnorm._BatchNorm]:
+def batch_norms(network: nn.Module) -> Iterator[nn.modules.batchnorm._BatchNorm]:
+    """Every batch norm in a network."""
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 (base of all three)
             yield module
@@ -136,17 +214,20 @@ def score(backbone: Backbone, head: Head, split: Split) -> Score:
     return Score(accuracy(logits, split.labels).value, -float(loss))
 
 
-def parameter_groups(module: nn.Module, *, rate: float) -> Iterator[dict[str, Any]]:
+def parameter_groups(
+    module: nn.Module, *, rate: float, weight_decay: float = WEIGHT_DECAY
+) -> Iterator[dict[str, Any]]:
     """AdamW's groups of what learns: biases, scales and shifts are not decayed."""
     parameters = [p for p in module.parameters() if p.requires_grad]
-    for is_matrix, decay in ((True, WEIGHT_DECAY), (False, 0.0)):
+    for is_matrix, decay in ((True, weight_decay), (False, 0.0)):
         members = [p for p in parameters if (p.ndim > 1) == is_matrix]
         yield {"params": members, "lr": rate, "weight_decay": decay}
 
 
 def _step(
     loss: Tensor, trained: nn.Module, optimizer: torch.optim.Optimizer, *, epoch: int
-) -> None:
+) -> float:
+    """Take one step down; the loss before it."""
     if not bool(torch.isfinite(loss)):
         raise TrainingError(
             f"The loss became {loss.item()} in epoch {epoch}; expected a finite number. "
@@ -156,3 +237,4 @@ def _step(
     loss.backward()
     nn.utils.clip_grad_norm_(trained.parameters(), MAX_GRADIENT_NORM)
     optimizer.step()
+    return loss.item()

@@ -13,9 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models import transfer
-from models.augment import DRAWINGS, PHOTOS, Augmentation
+from models.augment import DRAWINGS, PHOTOS, RANDAUGMENT, Augmentation
 from models.backbones import Backbone, build_backbone
-from models.checkpoint import load_teacher, save_student, save_teacher
+from models.checkpoint import (
+    load_teacher,
+    package_versions,
+    save_student,
+    save_teacher,
+    tensors_sha256,
+)
 from models.data import DataError, PictureData, to_batch
 from models.digits import DIGIT_TASKS, load_digit_task
 from models.distil import (
@@ -28,9 +34,12 @@ from models.distil import (
     Lesson,
     distil,
 )
+from models.fine_tuning import FineTuning, FineTuningError
+from models.fine_tuning import fine_tuning as fine_tuning  # noqa: PLC0414 (its door)
 from models.folders import load_folder
 from models.progress import ProgressCallback, unheard
 from models.record import TaskRecord
+from models.resume import Snapshot
 from models.weights import WeightsReport
 
 SAMPLES = "samples.safetensors"
@@ -38,6 +47,7 @@ NUM_SAMPLES = 32  # pictures kept beside a student, so that its export is checke
 
 AUGMENTATIONS: Mapping[str, Augmentation | None] = {
     "photos": PHOTOS,
+    "randaugment": RANDAUGMENT,
     "drawings": DRAWINGS,
     "none": None,
 }
@@ -94,34 +104,30 @@ def make_teacher(
     *,
     backbone: str,
     weights: str | None,
-    allow_untrained: bool,
+    how: FineTuning,
     augmentation: str | None,
-    num_epochs: int | None,
     seed: int,
     command: str,
     progress: ProgressCallback = unheard,
 ) -> MadeTeacher:
     """Fine-tune a teacher on a folder of pictures and write its folder.
 
+    A run that was interrupted goes on after its last whole epoch when it is asked for again.
+
     Args:
         augmentation: A key of `AUGMENTATIONS`; None chooses by the kind of data.
-        num_epochs: None: the usual number.
 
     Raises:
         LearningError: data, weights, backbone or training are not what they have to be.
     """
     data = read_data(source, seed=seed, progress=progress)
-    net, report = build_backbone(
-        backbone, weights=weights, allow_untrained=allow_untrained, seed=seed
-    )
+    net, report = _start(backbone, weights=weights, how=how, seed=seed)
+    start_sha256 = tensors_sha256(net)
+    chosen = AUGMENTATIONS[augmentation or default_augmentation(data)]
+    run = repr((data.fingerprint, net.reference, start_sha256, how, chosen, seed))
+    snapshot = Snapshot(out.with_name(f"{out.name}.unfinished"), f"{run} {package_versions()}")
     taught = transfer.teach(
-        net,
-        data,
-        from_scratch=not report.is_trained,
-        augmentation=AUGMENTATIONS[augmentation or default_augmentation(data)],
-        seed=seed,
-        num_epochs=transfer.NUM_EPOCHS if num_epochs is None else num_epochs,
-        progress=progress,
+        net, data, how, augmentation=chosen, seed=seed, snapshot=snapshot, progress=progress
     )
     save_teacher(
         out,
@@ -129,11 +135,27 @@ def make_teacher(
         taught.head,
         labels=data.labels,
         data=data.record(),
+        start_sha256=start_sha256,
+        fine_tuning=how,
+        augmentation=chosen,
         metrics=taught.metrics,
         seed=seed,
         command=command,
     )
+    snapshot.remove()
     return MadeTeacher(data, taught, report)
+
+
+def _start(
+    backbone: str, *, weights: str | None, how: FineTuning, seed: int
+) -> tuple[Backbone, WeightsReport]:
+    is_from_scratch = how.strategy == "scratch"
+    if is_from_scratch and weights is not None:
+        raise FineTuningError(
+            f"The strategy scratch starts from random values, and weights {weights} were given; "
+            "leave out one of the two."
+        )
+    return build_backbone(backbone, weights=weights, allow_untrained=is_from_scratch, seed=seed)
 
 
 def make_student(

@@ -4,9 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.augment import Augmentation
 from models.evaluate import Estimate
+from models.fine_tuning import FineTuning
 from models.pictures import Preprocessing
 
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Labels = Annotated[tuple[str, ...], Field(min_length=2)]
 
 
@@ -18,7 +21,7 @@ class DataRecord(_Strict):
     """Which data was learned from, without the data."""
 
     name: str
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Sha256
     num_pictures: dict[str, dict[str, int]] = Field(description="split -> label -> pictures")
 
 
@@ -48,6 +51,9 @@ class TeacherRecord(_Record):
     labels: Labels
     head: Literal["linear", "cosine"]
     data: DataRecord
+    start_sha256: Sha256 = Field(description="of the tensors that fine-tuning began with")
+    fine_tuning: FineTuning
+    augmentation: Augmentation | None
 
 
 class StudentRecord(_Record):

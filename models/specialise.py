@@ -107,13 +107,13 @@ def specialise(
     # Dropout and stochastic depth of a tail draw from the global generator.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        best_epoch, score = fit(
+        fitted = fit(
             tail,
             epoch_batches=epoch_batches,
             num_batches=num_batches,
             loss_of=lambda batch: F.cross_entropy(tail(batch.maps), batch.labels),
             validate=validate,
-            before_epoch=tail.train,
+            before_epoch=lambda _epoch: tail.train(),
             start_is_usable=True,
             optimizer=torch.optim.AdamW(
                 [
@@ -127,7 +127,7 @@ def specialise(
             stage=kind,
             progress=progress,
         )
-    return Special(kind, tail, best_epoch, score, time.monotonic() - started)
+    return Special(kind, tail, fitted.best_epoch, fitted.best, time.monotonic() - started)
 
 
 def start(

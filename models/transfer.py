@@ -1,38 +1,25 @@
-"""Fine-tune a teacher: its head first, on frozen features, then every layer."""
+"""Fine-tune a teacher on pictures of its task, and measure what that brought."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from models.augment import Augmentation
 from models.backbones import Backbone
 from models.baseline import pixel_baseline
-from models.batches import Batch, TrainingPictures
+from models.batches import TrainingPictures
 from models.data import PictureData, Split
 from models.evaluate import Estimate, accuracy, balance_notes
-from models.fitting import (
-    TrainingError,
-    fit,
-    follow_batch_statistics,
-    freeze_batch_statistics,
-    parameter_groups,
-    score,
-)
+from models.fine_tuning import FineTuning
+from models.fitting import Epoch, TrainingError, fit, score
 from models.heads import Head, LinearHead, features_of, logits_of
 from models.logistic import choose_logistic_head
 from models.progress import ProgressCallback, unheard
-
-NUM_EPOCHS = 12
-PATIENCE = 5
-BATCH_SIZE = 32
-# The head has to move far and the trunk only a little; early layers least, since edges and colours
-# are the same in every task (discriminative rates: Howard & Ruder 2018, arXiv:1801.06146).
-HEAD_RATE, SUFFIX_RATE, PREFIX_RATE = 1e-3, 3e-4, 1e-4
-SCRATCH_RATE = 3e-3
+from models.regularisers import balanced_chances
+from models.resume import Snapshot
+from models.tuned import Tuned
 
 
 @dataclass(frozen=True)
@@ -42,9 +29,10 @@ class Teaching:
     Args:
         backbone: The backbone that was given, its best state on validation.
         metrics: Accuracies: "validation", "test", "baseline_validation", "baseline_test" and,
-            for a backbone that came with weights, "head_only_validation". The validation split
-            also chose the state, so "validation" is optimistic; test was looked at once.
+            where the head was fitted first, "head_only_validation". The validation split also chose
+            the state, so "validation" is optimistic; test was looked at once.
         best_epoch: 0 if no epoch was better than the head on the backbone as it came.
+        epochs: What each epoch brought.
         notes: What a user should know, such as a teacher worse than the baseline.
     """
 
@@ -52,6 +40,7 @@ class Teaching:
     head: LinearHead
     metrics: dict[str, Estimate]
     best_epoch: int
+    epochs: tuple[Epoch, ...]
     seconds: float
     notes: tuple[str, ...]
 
@@ -59,65 +48,79 @@ class Teaching:
 def teach(
     backbone: Backbone,
     data: PictureData,
+    how: FineTuning,
     *,
-    from_scratch: bool,
     augmentation: Augmentation | None,
     seed: int,
-    num_epochs: int = NUM_EPOCHS,
-    patience: int = PATIENCE,
-    batch_size: int = BATCH_SIZE,
-    rate_factor: float = 1.0,
+    snapshot: Snapshot | None = None,
     progress: ProgressCallback = unheard,
 ) -> Teaching:
     """Fine-tune `backbone`, in place, with a linear head for the task.
 
     Args:
-        from_scratch: Whether the backbone starts from random values. Then there is no use in a
-            head alone, all layers learn at one higher rate, and batch statistics are learned too.
         augmentation: None trains on the pictures as they are.
-        num_epochs: At most; 0 trains the head alone.
-        rate_factor: Scales every learning rate.
+        snapshot: See `models.fitting.fit`; None if an interrupted run may start anew.
 
     Raises:
         TrainingError: validation is empty, or a loss is not finite.
+        FineTuningError: the backbone has no block of the number that is asked for.
         HeadError: the backbone's features are not finite.
     """
     started = time.monotonic()
-    _check(data, num_epochs=num_epochs, from_scratch=from_scratch)
+    _check(data)
     metrics = pixel_baseline(data, progress=progress)
-    head = LinearHead(backbone.num_features, len(data.labels))
-    if not from_scratch:
-        head = _frozen_head(backbone, data, progress=progress)
+    head = _first_head(backbone, data, how, progress=progress)
+    if how.probes_head:
         metrics["head_only_validation"] = _accuracy(backbone, head, data.validation)
-    head.to(backbone.mean.device)
-    best_epoch = 0
-    if num_epochs:
-        best_epoch = _tune(
-            backbone, head, data, from_scratch=from_scratch, augmentation=augmentation, seed=seed,
-            num_epochs=num_epochs, patience=patience, batch_size=batch_size,
-            rate_factor=rate_factor, progress=progress,
-        )  # fmt: skip
+    tuned = Tuned(backbone, head, data, how)
+    pictures = _pictures(backbone, data, how, augmentation=augmentation, seed=seed)
+    # Dropout, stochastic depth and mixing draw from the global generator.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fitted = fit(
+            tuned.network,
+            epoch_batches=pictures.epoch,
+            num_batches=pictures.num_batches,
+            loss_of=tuned.loss,
+            validate=lambda: score(backbone, head, data.validation),
+            before_epoch=lambda epoch: tuned.prepare(epoch, num_batches=pictures.num_batches),
+            start_is_usable=how.probes_head,
+            optimizer=tuned.optimizer(),
+            num_epochs=how.num_epochs,
+            patience=how.patience,
+            stage="teach",
+            progress=progress,
+            schedule=how.schedule,
+            average=tuned.average(pictures),
+            snapshot=snapshot,
+        )
     metrics["validation"] = _accuracy(backbone, head, data.validation)
     metrics["test"] = _accuracy(backbone, head, data.test)
-    seconds = time.monotonic() - started
-    return Teaching(backbone, head.eval(), metrics, best_epoch, seconds, _notes(metrics, data))
+    return Teaching(
+        backbone.requires_grad_(requires_grad=True),
+        head.eval(),
+        metrics,
+        fitted.best_epoch,
+        fitted.epochs,
+        time.monotonic() - started,
+        (*_notes(metrics, data), *_choice(tuned)),
+    )
 
 
-def _check(data: PictureData, *, num_epochs: int, from_scratch: bool) -> None:
+def _check(data: PictureData) -> None:
     if not len(data.validation):
         raise TrainingError(
             f"{data.name} has no validation pictures: every class has a single one to learn from. "
             "Expected at least 2 in some class; add pictures, or train a cosine head."
         )
-    if from_scratch and num_epochs == 0:
-        raise TrainingError(
-            "A backbone from random values cannot be taught with 0 epochs; allow at least 1."
-        )
 
 
-def _frozen_head(
-    backbone: Backbone, data: PictureData, *, progress: ProgressCallback
+def _first_head(
+    backbone: Backbone, data: PictureData, how: FineTuning, *, progress: ProgressCallback
 ) -> LinearHead:
+    device = backbone.mean.device
+    if not how.probes_head:
+        return LinearHead(backbone.num_features, len(data.labels)).to(device)
     train = features_of(backbone, data.train, stage="features", progress=progress)
     validation = features_of(backbone, data.validation, stage="validation features")
     head, _ = choose_logistic_head(
@@ -127,82 +130,30 @@ def _frozen_head(
         data.validation.labels,
         num_classes=len(data.labels),
     )
-    return head
+    return head.to(device)
 
 
-def _tune(
+def _pictures(
     backbone: Backbone,
-    head: LinearHead,
     data: PictureData,
+    how: FineTuning,
     *,
-    from_scratch: bool,
     augmentation: Augmentation | None,
     seed: int,
-    num_epochs: int,
-    patience: int,
-    batch_size: int,
-    rate_factor: float,
-    progress: ProgressCallback,
-) -> int:
-    """Train every layer; the best epoch."""
-    both = nn.ModuleDict({"backbone": backbone, "head": head})
-    preprocessing, device = backbone.preprocessing, backbone.mean.device
-    pictures = TrainingPictures(
+) -> TrainingPictures:
+    is_drawn = how.regularisation.balance == "sampling"
+    return TrainingPictures(
         data.train.pictures,
-        [preprocessing],
+        [backbone.preprocessing],
         augmentation=augmentation,
-        batch_size=batch_size,
+        batch_size=how.batch_size,
         seed=seed,
+        chances=balanced_chances(data.train.labels) if is_drawn else None,
     )
-    labels = data.train.labels
-
-    def loss_of(batch: Batch) -> Tensor:
-        logits = head(backbone(batch.images[preprocessing].to(device)))
-        return F.cross_entropy(logits, labels[batch.rows].to(device))
-
-    def before_epoch() -> None:
-        both.train()
-        if from_scratch:
-            follow_batch_statistics(backbone, num_batches=pictures.num_batches)
-        else:
-            freeze_batch_statistics(backbone)
-
-    # Dropout and stochastic depth draw from the global generator.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        best_epoch, _ = fit(
-            both,
-            epoch_batches=pictures.epoch,
-            num_batches=pictures.num_batches,
-            loss_of=loss_of,
-            validate=lambda: score(backbone, head, data.validation),
-            before_epoch=before_epoch,
-            start_is_usable=not from_scratch,
-            optimizer=_optimizer(backbone, head, from_scratch=from_scratch, factor=rate_factor),
-            num_epochs=num_epochs,
-            patience=patience,
-            stage="teach",
-            progress=progress,
-        )
-    return best_epoch
 
 
 def _accuracy(backbone: Backbone, head: Head, split: Split) -> Estimate:
     return accuracy(logits_of(head, features_of(backbone, split, stage="test")), split.labels)
-
-
-def _optimizer(
-    backbone: Backbone, head: LinearHead, *, from_scratch: bool, factor: float
-) -> torch.optim.AdamW:
-    rates = (
-        ((backbone.prefix, PREFIX_RATE), (backbone.suffix, SUFFIX_RATE), (head, HEAD_RATE))
-        if not from_scratch
-        else ((backbone, SCRATCH_RATE), (head, SCRATCH_RATE))
-    )
-    groups = [
-        group for module, rate in rates for group in parameter_groups(module, rate=rate * factor)
-    ]
-    return torch.optim.AdamW(groups)
 
 
 def _notes(metrics: Mapping[str, Estimate], data: PictureData) -> tuple[str, ...]:
@@ -215,3 +166,16 @@ def _notes(metrics: Mapping[str, Estimate], data: PictureData) -> tuple[str, ...
         )
         return (note, *notes)
     return notes
+
+
+def _choice(tuned: Tuned) -> Iterator[str]:
+    """Why surgical fine-tuning took the block that it took."""
+    if (chosen := tuned.chosen_block) is None or not tuned.gradient_norms:
+        return
+    norms = ", ".join(
+        f"{number} ({block.name}) {norm:.2g}"
+        for number, (block, norm) in enumerate(
+            zip(tuned.blocks, tuned.gradient_norms, strict=True), start=1
+        )
+    )
+    yield f"The block at {chosen.name} was fine-tuned; gradients for their size: {norms}."

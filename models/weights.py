@@ -160,7 +160,7 @@ def check_trained(report: WeightsReport, *, reference: str) -> None:
     if report.source == "none":
         raise WeightsError(
             f"{reference} would start from random weights; expected a weights file or "
-            "'torchvision'. To train from scratch, allow an untrained trunk."
+            "'torchvision'. To train from random values, ask for the strategy scratch."
         )
     raise WeightsError(
         f"The trunk of {reference} would stay untrained in part: {report}. Expected every key of "

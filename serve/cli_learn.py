@@ -39,9 +39,10 @@ Weights = Annotated[
     ),
 ]
 Augment = Annotated[
-    Literal["photos", "drawings", "none"] | None,
+    Literal["photos", "randaugment", "drawings", "none"] | None,
     typer.Option("--augment", help="By the kind of data unless given."),
 ]
+HELD_BACK: Any = {"rich_help_panel": "Regularisation"}
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
 
 
@@ -64,32 +65,100 @@ def teach(
         str, typer.Option(help="Name, or your own: my_nets.py:function.")
     ] = "mobilenet_v2",
     weights: Weights = None,
-    from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="Accept a backbone without weights.")
-    ] = False,
-    epochs: Annotated[int | None, typer.Option(min=0, help="Most epochs; 0: head alone.")] = None,
+    strategy: Annotated[
+        Literal["full", "last", "linear", "surgical", "gradual", "direct", "scratch"],
+        typer.Option(
+            help="linear: the head alone. All but direct and scratch fit it first, then teach: the "
+            "last block (last), one block (surgical), one more from the last in each epoch "
+            "(gradual), everything (full). direct: everything at once; scratch: so without weights."
+        ),
+    ] = "full",
+    block: Annotated[
+        int | None,
+        typer.Option(help="Of surgical; 1 is nearest the pictures. By gradients unless given."),
+    ] = None,
+    batch_norm: Annotated[
+        Literal["frozen", "follow"] | None,
+        typer.Option(help="Running statistics; frozen unless from scratch."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Most epochs; 12 unless given.")] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Highest learning rate, of the head; 0.001, or 0.003 from scratch."),
+    ] = None,
+    rate_decay: Annotated[
+        float | None,
+        typer.Option(help="Rate of a block by that of the one above it, up to 1."),
+    ] = None,
+    schedule: Annotated[
+        Literal["cosine", "one-cycle"] | None, typer.Option(help="Of the rates; cosine.")
+    ] = None,
     augment: Augment = None,
+    mix: Annotated[
+        Literal["none", "mixup", "cutmix"] | None,
+        typer.Option(help="Blend pictures, or patch them into each other.", **HELD_BACK),
+    ] = None,
+    balance: Annotated[
+        Literal["none", "weights", "sampling"] | None,
+        typer.Option(help="Rare classes weigh more, or are drawn more often.", **HELD_BACK),
+    ] = None,
+    label_smoothing: Annotated[
+        float | None, typer.Option(help="Share spread over all labels.", **HELD_BACK)
+    ] = None,
+    dropout: Annotated[
+        float | None, typer.Option(help="Share of features hidden from the head.", **HELD_BACK)
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Pull of weights to zero; 0.05.", **HELD_BACK)
+    ] = None,
+    l2_sp: Annotated[
+        float | None,
+        typer.Option("--l2-sp", help="Pull of weights to where they started.", **HELD_BACK),
+    ] = None,
+    average_epochs: Annotated[
+        float | None,
+        typer.Option("--average", help="Epochs over which weights are averaged.", **HELD_BACK),
+    ] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Fine-tune a teacher: its head first, then every layer; the best on validation is kept."""
-    from models.recipe import make_teacher  # noqa: PLC0415
+    """Fine-tune a teacher by one of seven strategies; the best epoch on validation is kept.
 
+    A run that was interrupted goes on when the same command is given again.
+    """
+    from models.recipe import fine_tuning, make_teacher  # noqa: PLC0415
+
+    how = fine_tuning(
+        strategy,
+        block=block,
+        batch_norm=batch_norm,
+        schedule=schedule,
+        num_epochs=epochs,
+        rate=rate,
+        rate_decay=rate_decay,
+        mix=mix,
+        balance=balance,
+        label_smoothing=label_smoothing,
+        dropout=dropout,
+        weight_decay=weight_decay,
+        l2_sp=l2_sp,
+        average_epochs=average_epochs,
+    )
     with _progress() as progress:
         made = make_teacher(
             data,
             out,
             backbone=backbone,
             weights=weights,
-            allow_untrained=from_scratch,
+            how=how,
             augmentation=augment,
-            num_epochs=epochs,
             seed=seed,
             command=_command(),
             progress=progress,
         )
     _say(str(made.weights), *_left_out(made.data), *made.taught.notes)
     more = {
+        "strategy": strategy,
         "parameters": made.taught.backbone.num_parameters,
         "best_epoch": made.taught.best_epoch,
         "seconds": round(made.taught.seconds, 1),

@@ -108,14 +108,14 @@ def learn(folder: Path, report: Report, say: Callable[[str], None]) -> Learned:
     import torch  # noqa: PLC0415 (for this part only)
 
     from export.recipe import make_head, make_trunk  # noqa: PLC0415
-    from models.recipe import make_student, make_teacher, read_data  # noqa: PLC0415
+    from models.recipe import fine_tuning, make_student, make_teacher, read_data  # noqa: PLC0415
 
     # Layers of 32 px pictures are too small to share: two threads take longer than one.
     torch.set_num_threads(1)
     say("fine-tune a teacher on 1,151 handwritten digits")
     teacher = make_teacher(
         DISTILLED, folder / "teacher", backbone="small32_teacher", weights=None,
-        allow_untrained=True, augmentation=None, num_epochs=None, seed=0, command=COMMAND,
+        how=fine_tuning("scratch"), augmentation=None, seed=0, command=COMMAND,
     )  # fmt: skip
     say("distil a student trunk from it")
     student = make_student(

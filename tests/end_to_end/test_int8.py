@@ -35,6 +35,7 @@ from models.backbones import build_backbone
 from models.checkpoint import save_student
 from models.data import to_batch
 from models.digits import DIGIT_TASKS, load_digit_task
+from models.fine_tuning import fine_tuning
 from models.recipe import SAMPLES
 from models.record import TaskRecord
 from models.transfer import teach
@@ -87,7 +88,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("int8")
     data = load_digit_task("digits", seed=0)
     backbone, _ = build_backbone("small32", weights=None, allow_untrained=True)
-    teach(backbone, data, from_scratch=True, augmentation=None, seed=0, num_epochs=3)
+    teach(backbone, data, fine_tuning("scratch", num_epochs=3), augmentation=None, seed=0)
     record = TaskRecord(labels=data.labels, teacher="none", data=data.record())
     save_student(folder / "student", backbone, tasks=(record,), metrics={}, seed=0, command="test")
     samples = to_batch(data.train.pictures[:16], backbone.preprocessing)

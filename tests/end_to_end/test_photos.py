@@ -13,7 +13,7 @@ from export.recipe import MadeHead, make_head, make_trunk
 from models.backbones import Backbone
 from models.checkpoint import load_student
 from models.data import Picture
-from models.recipe import MadeStudent, MadeTeacher, make_student, make_teacher
+from models.recipe import MadeStudent, MadeTeacher, fine_tuning, make_student, make_teacher
 from serve.client import Client
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -40,8 +40,8 @@ def learned(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Learned:
     data, weights = shared / "data", shared / "weights"
     teacher = make_teacher(
         str(data / "clothing10"), folder / "teacher", backbone="mobilenet_v2",
-        weights=str(weights / "mobilenet_v2_imagenet_trunk_rebn.pth"), allow_untrained=False,
-        augmentation=None, num_epochs=2, seed=0, command="test",
+        weights=str(weights / "mobilenet_v2_imagenet_trunk_rebn.pth"),
+        how=fine_tuning(num_epochs=2), augmentation=None, seed=0, command="test",
     )  # fmt: skip
     student = make_student(
         [folder / "teacher"], [str(data / "clothing10")], folder / "student",

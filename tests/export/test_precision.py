@@ -28,6 +28,7 @@ from models.backbones import Backbone, build_backbone
 from models.data import PictureData
 from models.digits import load_digit_task
 from models.evaluate import Estimate
+from models.fine_tuning import fine_tuning
 from models.transfer import teach
 from tests.export.test_quantize import with_loud_channel
 
@@ -64,7 +65,7 @@ def learned(digits: PictureData) -> Backbone:
     """Three epochs of them."""
     torch.set_num_threads(1)
     backbone, _ = build_backbone("small32", weights=None, allow_untrained=True)
-    teach(backbone, digits, from_scratch=True, augmentation=None, seed=0, num_epochs=3)
+    teach(backbone, digits, fine_tuning("scratch", num_epochs=3), augmentation=None, seed=0)
     return backbone.eval()
 
 

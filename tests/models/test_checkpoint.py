@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from models.augment import PHOTOS
 from models.backbones import Backbone, build_backbone
 from models.checkpoint import (
     CheckpointError,
@@ -15,8 +16,10 @@ from models.checkpoint import (
     restore_backbone,
     save_student,
     save_teacher,
+    tensors_sha256,
 )
 from models.evaluate import Estimate
+from models.fine_tuning import fine_tuning
 from models.heads import CosineHead, Head, LinearHead
 from models.record import DataRecord, TaskRecord
 
@@ -36,7 +39,9 @@ def write_teacher(folder: Path, head: Head | None = None) -> Backbone:
     backbone = small()
     save_teacher(
         folder, backbone, head or LinearHead(128, 3),
-        labels=LABELS, data=DATA, metrics=METRICS, seed=1, command="headstock teach pets",
+        labels=LABELS, data=DATA, start_sha256=tensors_sha256(backbone),
+        fine_tuning=fine_tuning("surgical", block=2, dropout=0.1), augmentation=PHOTOS,
+        metrics=METRICS, seed=1, command="headstock teach pets",
     )  # fmt: skip
     return backbone
 

@@ -13,6 +13,7 @@ from models.batches import UNKNOWN, TrainingPictures
 from models.data import PictureData, Split
 from models.digits import DigitTask, load_digit_task
 from models.distil import Distillation, DistillationError, Lesson, distil
+from models.fine_tuning import fine_tuning
 from models.heads import LinearHead, features_of
 from models.logistic import logistic_head
 from models.losses import distillation_loss, feature_loss
@@ -243,7 +244,7 @@ def test_the_digits_student_comes_within_two_points_of_its_teacher() -> None:
     """With an eighth of the parameters, from scratch in about 20 seconds on one core."""
     data = load_digit_task("digits", seed=0)
     taught = teach(
-        untrained("small32_teacher"), data, from_scratch=True, augmentation=DRAWINGS, seed=0
+        untrained("small32_teacher"), data, fine_tuning("scratch"), augmentation=DRAWINGS, seed=0
     )
     own = Lesson(taught.backbone, taught.head, data.labels, data)
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable
-from itertools import pairwise
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from models.fitting import (
     fit,
     follow_batch_statistics,
     freeze_batch_statistics,
-    learning_rate_factor,
     parameter_groups,
 )
 from models.progress import Progress
@@ -42,13 +40,13 @@ def run(
     """Train with one batch an epoch and the given validation scores."""
     heard: list[Progress] = []
     given = iter(scores)
-    best_epoch, _ = fit(
+    fitted = fit(
         point,
         epoch_batches=lambda _epoch: [Batch(torch.zeros(1, dtype=torch.int64), {})],
         num_batches=1,
         loss_of=lambda _batch: loss(),
         validate=lambda: Score(next(given), 0.0),
-        before_epoch=lambda: None,
+        before_epoch=lambda _epoch: None,
         start_is_usable=start_is_usable,
         optimizer=torch.optim.SGD(point.parameters(), lr=0.1),
         num_epochs=num_epochs,
@@ -56,7 +54,7 @@ def run(
         stage="fit",
         progress=heard.append,
     )
-    return best_epoch, heard
+    return fitted.best_epoch, heard
 
 
 def test_the_best_state_is_kept_and_not_the_last() -> None:
@@ -126,22 +124,6 @@ def test_progress_tells_each_epoch_and_its_score() -> None:
         Progress("fit", 1, 2, "validation 0.200, best 0.200"),
         Progress("fit", 2, 2, "validation 0.300, best 0.300"),
     ]
-
-
-def test_the_learning_rate_warms_up_and_then_falls_along_half_a_cosine() -> None:
-    """A tenth of the steps up, the peak, half of it in the middle, zero at the end."""
-    factors = [learning_rate_factor(step, num_steps=100) for step in range(101)]
-
-    assert factors[:10] == pytest.approx([step / 10 for step in range(1, 11)])
-    assert factors[10] == pytest.approx(1.0)
-    assert factors[55] == pytest.approx(0.5)
-    assert factors[100] == pytest.approx(0.0)
-    assert all(a >= b for a, b in pairwise(factors[10:]))
-
-
-def test_even_a_single_step_has_a_rate() -> None:
-    """One batch and one epoch still learn something."""
-    assert learning_rate_factor(0, num_steps=1) == 1
 
 
 def test_every_parameter_is_in_one_group_and_only_matrices_decay() -> None:

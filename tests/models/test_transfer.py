@@ -15,6 +15,7 @@ from models.baseline import THUMBNAIL, pixel_baseline
 from models.data import PictureData, Split
 from models.digits import load_digit_task
 from models.evaluate import share
+from models.fine_tuning import fine_tuning
 from models.fitting import TrainingError
 from models.folders import load_folder
 from models.progress import Progress
@@ -50,7 +51,9 @@ def untrained(name: str = "small32", seed: int = 0) -> Backbone:
 
 
 def quick(backbone: Backbone, data: PictureData, *, seed: int = 0) -> Teaching:
-    return teach(backbone, data, from_scratch=True, augmentation=DRAWINGS, seed=seed, num_epochs=2)
+    return teach(
+        backbone, data, fine_tuning("scratch", num_epochs=2), augmentation=DRAWINGS, seed=seed
+    )
 
 
 def test_the_same_seed_gives_the_same_teacher_bit_for_bit() -> None:
@@ -91,13 +94,11 @@ def test_dropout_follows_the_seed() -> None:
 
 
 def test_a_backbone_that_is_trained_gets_its_head_first_and_keeps_its_statistics() -> None:
-    """With 0 epochs only the head learns: the backbone is untouched, and clearly of use."""
+    """With "linear" only the head learns: the backbone is untouched, and clearly of use."""
     backbone = untrained()
     before = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
 
-    taught = teach(
-        backbone, few_digits(), from_scratch=False, augmentation=None, seed=0, num_epochs=0
-    )
+    taught = teach(backbone, few_digits(), fine_tuning("linear"), augmentation=None, seed=0)
 
     assert all(torch.equal(tensor, before[k]) for k, tensor in backbone.state_dict().items())
     assert taught.metrics["head_only_validation"] == taught.metrics["validation"]
@@ -109,13 +110,11 @@ def test_fine_tuning_changes_every_layer_but_no_running_statistic() -> None:
     """Batch statistics of a few pictures are noise; all else may adapt."""
     data = few_digits(20)
     backbone = teach(
-        untrained(), data, from_scratch=True, augmentation=None, seed=0, num_epochs=4
+        untrained(), data, fine_tuning("scratch", num_epochs=4), augmentation=None, seed=0
     ).backbone
     before = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
 
-    taught = teach(
-        backbone, data, from_scratch=False, augmentation=None, seed=0, num_epochs=6, rate_factor=3.0
-    )
+    taught = teach(backbone, data, fine_tuning(num_epochs=6, rate=3e-3), augmentation=None, seed=0)
 
     assert taught.best_epoch > 0
     for key, tensor in backbone.state_dict().items():
@@ -128,9 +127,8 @@ def test_fine_tuning_changes_every_layer_but_no_running_statistic() -> None:
 def test_fine_tuning_is_never_worse_on_validation_than_the_head_alone() -> None:
     """Even at a rate that wrecks the backbone, for the state before is kept."""
     taught = teach(
-        untrained(), few_digits(), from_scratch=False, augmentation=None, seed=0,
-        num_epochs=2, rate_factor=300.0,
-    )  # fmt: skip
+        untrained(), few_digits(), fine_tuning(num_epochs=2, rate=0.3), augmentation=None, seed=0
+    )
 
     metrics = taught.metrics
     assert metrics["validation"].value >= metrics["head_only_validation"].value
@@ -153,18 +151,12 @@ def test_without_validation_nothing_can_be_chosen() -> None:
         quick(untrained(), dataclasses.replace(data, validation=nothing))
 
 
-def test_no_epochs_from_scratch_is_an_error() -> None:
-    """A head on random features is no teacher."""
-    with pytest.raises(TrainingError, match="allow at least 1"):
-        teach(untrained(), few_digits(), from_scratch=True, augmentation=None, seed=0, num_epochs=0)
-
-
 def test_progress_covers_the_epochs() -> None:
     """The last report is the last epoch."""
     heard: list[Progress] = []
 
     teach(
-        untrained(), few_digits(), from_scratch=True, augmentation=None, seed=0, num_epochs=2,
+        untrained(), few_digits(), fine_tuning("scratch", num_epochs=2), augmentation=None, seed=0,
         progress=heard.append,
     )  # fmt: skip
 
@@ -197,7 +189,7 @@ def test_the_digits_teacher_reaches_97_percent() -> None:
     """The demo's teacher, from scratch in about 15 seconds on one core."""
     taught = teach(
         untrained("small32_teacher"), load_digit_task("digits", seed=0),
-        from_scratch=True, augmentation=DRAWINGS, seed=0,
+        fine_tuning("scratch"), augmentation=DRAWINGS, seed=0,
     )  # fmt: skip
 
     assert taught.metrics["test"].value >= 0.97
@@ -213,7 +205,7 @@ def test_fine_tuning_real_photos_beats_the_baseline_by_far(shared: Path) -> None
     )
     data = load_folder(shared / "data" / "clothing10", seed=0)
 
-    taught = teach(backbone, data, from_scratch=False, augmentation=PHOTOS, seed=0, num_epochs=6)
+    taught = teach(backbone, data, fine_tuning(num_epochs=6), augmentation=PHOTOS, seed=0)
 
     # Measured: 0.60 against 0.30; 120 test pictures give either end about 0.09.
     assert taught.metrics["test"].low > taught.metrics["baseline_test"].high
