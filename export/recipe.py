@@ -16,7 +16,7 @@ from export.bundle import (
     read_trunk_folder,
 )
 from export.errors import ExportError
-from export.head import bundle_head
+from export.head import NUM_GOLDEN, bundle_head, spread
 from export.heldout import heldout_of
 from export.provenance import provenance_of
 from export.tail import bundle_tail
@@ -26,13 +26,13 @@ from export.variants import Variants, find_variants
 from models.checkpoint import load_student, restore_backbone
 from models.comparison import Strategy
 from models.data import PictureData, Split, to_batch
+from models.feature_cache import FeatureCache
+from models.feature_cache import default_folder as default_folder  # noqa: PLC0414 (its door)
+from models.head_kinds import HeadKind, is_head_kind
 from models.progress import ProgressCallback, unheard
 from models.recipe import load_samples, read_data
 from models.specialise import WIDTH
-from models.train_head import HeadKind
 from models.train_task import TrainedTask, compare_strategies, train_task
-
-MAX_GOLDEN_CANDIDATES = 512  # test pictures among which the golden samples are chosen
 
 
 @dataclass(frozen=True)
@@ -94,22 +94,23 @@ def make_head(
     trunk: Path,
     *,
     task: str,
-    strategy: Strategy | Literal["auto"] = "head",
-    kind: HeadKind | None = None,
+    strategy: Strategy | HeadKind | Literal["auto"] = "head",
     width: int = WIDTH,
     seed: int,
     command: str,
     max_train: int | None = None,
+    cache: Path | None = None,
     progress: ProgressCallback = unheard,
 ) -> MadeHead:
     """Train a head, an adapter or a tail for a folder of pictures on a trunk, and bundle it.
 
     Args:
-        strategy: "auto" compares all and takes the smallest that does not lose; see
+        strategy: "head" chooses its kind by the number of pictures; "auto" compares all sizes and
+            takes the smallest that does not lose; see
             `models.comparison.smallest_that_does_not_lose`.
-        kind: Of a head alone; None chooses by the number of pictures.
         width: Rank of "lora", channels of "adapter".
         max_train: Learn from about so many pictures, and from all of them if it is None.
+        cache: Folder of features that were computed before; None: they are not kept.
 
     Raises:
         LearningError: the data or the trunk's backbone are not what they have to be.
@@ -131,20 +132,25 @@ def make_head(
             train=_every_nth(data.train, max_train * 3 // 4),
             validation=_every_nth(data.validation, max_train // 4),
         )
+    features = None if cache is None else FeatureCache(cache, manifest.digest)
     if strategy == "auto":
-        trained = compare_strategies(backbone, data, width=width, seed=seed, progress=progress)
-    else:
-        trained = train_task(
-            backbone, data, strategy=strategy, kind=kind, width=width, seed=seed, progress=progress
+        trained = compare_strategies(
+            backbone, data, width=width, seed=seed, cache=features, progress=progress
         )
-    candidates = _every_nth(data.test, MAX_GOLDEN_CANDIDATES)
+    else:
+        kind = strategy if is_head_kind(strategy) else None
+        trained = train_task(
+            backbone, data, strategy="head" if is_head_kind(strategy) else strategy, kind=kind,
+            width=width, seed=seed, cache=features, progress=progress,
+        )  # fmt: skip
+    golden = spread(data.test.labels, NUM_GOLDEN)
     about: dict[str, Any] = {
         "task": task,
         "labels": data.labels,
         "trunk": manifest,
         "trunk_graph": files[TRUNK_GRAPH],
-        "pictures": to_batch(candidates.pictures, manifest.preprocessing),
-        "picture_labels": candidates.labels,
+        "pictures": to_batch([data.test.pictures[row] for row in golden], manifest.preprocessing),
+        "picture_labels": data.test.labels[golden],
         "data": data.record(),
         "metrics": trained.metrics,
         "provenance": provenance_of(command=command, seed=seed),
@@ -158,7 +164,7 @@ def make_head(
 def _bundle(trained: TrainedTask, about: dict[str, Any], *, adapted_graph: bytes | None) -> Bundle:
     special = trained.special
     if special is None:
-        return bundle_head(trained.head.head, **about)
+        return bundle_head(trained.head.head, temperature=trained.head.temperature, **about)
     if special.adapter is None:
         return bundle_tail(special.tail, **about)
     if adapted_graph is None:

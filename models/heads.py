@@ -1,8 +1,10 @@
 """Heads: features to logits for one task, as plain modules that export to a small graph."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -12,6 +14,8 @@ from models.errors import LearningError
 from models.progress import Progress, ProgressCallback, unheard
 
 EXTRACT_BATCH = 64
+# Of the pictures that a head keeps: a quarter of what a bundle may have, held-out sample included.
+MAX_KEPT_BYTES = 16 * 2**20
 
 
 class HeadError(LearningError):
@@ -101,7 +105,7 @@ def extract_features(
 
 
 def logits_of(
-    head: Head, features: Float[Tensor, "rows num_features"]
+    head: nn.Module, features: Float[Tensor, "rows num_features"]
 ) -> Float[Tensor, "rows num_classes"]:
     """Logits on the CPU, wherever the head is, without gradients."""
     device = next(iter(head.state_dict().values())).device
@@ -127,9 +131,9 @@ def cosine_head(
     check_rows(features, labels, num_classes=num_classes)
     head = CosineHead(features.shape[1], num_classes)
     # The mean of class means, so that a frequent class does not pull the centre to itself.
-    head.centre.copy_(_class_means(features, labels, num_classes=num_classes).mean(dim=0))
+    head.centre.copy_(class_means(features, labels, num_classes=num_classes).mean(dim=0))
     directions = F.normalize(features - head.centre, dim=-1)
-    means = _class_means(directions, labels, num_classes=num_classes)
+    means = class_means(directions, labels, num_classes=num_classes)
     head.prototypes.copy_(F.normalize(means, dim=-1))
     head.scale.fill_(scale)
     return head
@@ -152,8 +156,34 @@ def check_rows(
         raise HeadError("Features hold NaN or infinity; check the weights of the backbone.")
 
 
-def _class_means(
+def check_size(features: Float[Tensor, "rows num_features"]) -> None:
+    """Refuse more pictures than a head that keeps them may hold.
+
+    Raises:
+        HeadError: they take more than `MAX_KEPT_BYTES` as float32.
+    """
+    num_bytes = 4 * features.numel()
+    if num_bytes > MAX_KEPT_BYTES:
+        raise HeadError(
+            f"Such a head keeps the features of its pictures: {len(features)} of them take "
+            f"{num_bytes / 2**20:.0f} MiB, at most {MAX_KEPT_BYTES // 2**20} are allowed. Train a "
+            "linear, linear_svm or mlp head, which do not grow with the pictures."
+        )
+
+
+def standard_of(
+    features: Float[Tensor, "rows num_features"],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of each feature, float64; infinite where it never changes."""
+    rows = features.double().numpy()
+    mean, deviation = rows.mean(axis=0), rows.std(axis=0)
+    # A feature that never changes says nothing; dividing by rounding errors would make it loud.
+    return mean, np.where(deviation > 1e-6 * (1 + np.abs(mean)), deviation, np.inf)
+
+
+def class_means(
     features: Float[Tensor, "rows num_features"], labels: Int[Tensor, " rows"], *, num_classes: int
 ) -> Float[Tensor, "num_classes num_features"]:
+    """The mean of each class's rows, of which there has to be one."""
     one_hot = F.one_hot(labels, num_classes).T.to(features.dtype)
     return one_hot @ features / one_hot.sum(dim=1, keepdim=True)

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from models.heads import HeadError, LinearHead, check_rows
+from models.heads import HeadError, LinearHead, check_rows, standard_of
 
 # From strong to weak. Half a decade apart would change accuracies by less than test sets of a few
 # hundred pictures can show (assumed).
@@ -87,11 +87,8 @@ def _heads(
 ) -> Iterator[LinearHead]:
     """A head for each strength, fitted when it is asked for."""
     check_rows(features, labels, num_classes=num_classes)
-    rows = features.double().numpy()
-    mean, deviation = rows.mean(axis=0), rows.std(axis=0)
-    # A feature that never changes says nothing; dividing by rounding errors would make it loud.
-    deviation = np.where(deviation > 1e-6 * (1 + np.abs(mean)), deviation, np.inf)
-    coordinates, axes = _row_space((rows - mean) / deviation)
+    mean, deviation = standard_of(features)
+    coordinates, axes = row_space((features.double().numpy() - mean) / deviation)
     for l2 in strengths:
         weight, bias = _fit(coordinates, labels.numpy(), l2=l2)
         weight = weight @ axes / deviation
@@ -105,7 +102,7 @@ def _heads(
         yield head
 
 
-def _row_space(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def row_space(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Coordinates [rows, rank] and orthonormal axes [rank, features] of the space of the rows.
 
     The penalty does not change under rotation, so the best weights lie in that space: the result

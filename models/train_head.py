@@ -1,26 +1,22 @@
 """Train one task's head on a trunk: a data change, and a matter of seconds."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import nn
 
 from models.backbones import Backbone
 from models.baseline import pixel_baseline
 from models.data import PictureData, join
 from models.evaluate import Estimate, accuracy, balance_notes
-from models.heads import Head, cosine_head, features_of, logits_of
-from models.logistic import choose_logistic_head, logistic_head
+from models.feature_cache import FeatureCache, features_by_split
+from models.head_kinds import FittedHead, HeadKind, Known, Setting, fit_head
+from models.heads import logits_of
 from models.progress import ProgressCallback, unheard
 
-HeadKind = Literal["linear", "cosine"]
 # Up to this many pictures of the rarest class, prototypes are the safer choice (assumed; Wang et
 # al. 2019, arXiv:1911.04623, find them ahead at 1 and 5).
 FEW_PICTURES = 5
-COSINE_SCALES = (2.0, 4.0, 8.0, 16.0, 32.0)
-DEFAULT_SCALE = 8.0
 
 
 @dataclass(frozen=True)
@@ -28,16 +24,19 @@ class TrainedHead:
     """A head and how good it is.
 
     Args:
-        setting: The L2 strength of a linear head, the scale of a cosine head.
+        setting: What was chosen for it, such as the L2 strength of a linear head.
+        temperature: What its logits are divided by before the softmax.
         metrics: Accuracies: "test", "baseline_test" and, where there is validation,
             "validation" and "baseline_validation". Validation was measured before the last fit,
-            which learns from train and validation together, and chose `setting`.
+            which learns from train and validation together (but for "mlp", which has none), and
+            chose `setting`.
         notes: What a user should know, such as a head worse than the baseline.
     """
 
-    head: Head
+    head: nn.Module
     kind: HeadKind
-    setting: float
+    setting: Setting
+    temperature: float
     metrics: dict[str, Estimate]
     notes: tuple[str, ...]
 
@@ -47,36 +46,39 @@ def train_head(
     data: PictureData,
     *,
     kind: HeadKind | None = None,
+    seed: int = 0,
+    cache: FeatureCache | None = None,
     progress: ProgressCallback = unheard,
 ) -> TrainedHead:
-    """Train a head on frozen features. Nothing is drawn at random: same data, same head.
+    """Train a head on frozen features. Same data and seed, same head.
 
     Args:
         kind: None takes "cosine" where the rarest class has at most `FEW_PICTURES`, else "linear".
+        seed: Of folds and of an MLP; the other kinds draw nothing.
+        cache: Where features are looked for, and kept.
 
     Raises:
-        HeadError: a class has no picture to learn from, or the features are not finite.
+        HeadError: a class has no picture to learn from, the features are not finite, or the kind
+            does not do for such data.
     """
     kind = kind or choose_kind(data)
-    num_classes = len(data.labels)
-    features = {
-        name: features_of(backbone, split, stage=f"{name} features", progress=progress)
-        for name, split in data.splits.items()
-    }
-    choose = _choose_linear if kind == "linear" else _choose_cosine
-    head, setting = choose(features, data)
+    pictures = {name: split.pictures for name, split in data.splits.items()}
+    features = features_by_split(backbone, pictures, cache=cache, progress=progress)
+    known = Known(
+        torch.cat([features["train"], features["validation"]]),
+        join(data.train, data.validation).labels,
+        num_train=len(data.train),
+        num_classes=len(data.labels),
+        seed=seed,
+    )
+    fitted = fit_head(kind, known)
     metrics = pixel_baseline(data, progress=progress)
     if len(data.validation):
-        logits = logits_of(head, features["validation"])
+        logits = logits_of(fitted.on_train, features["validation"])
         metrics["validation"] = accuracy(logits, data.validation.labels)
-    both = torch.cat([features["train"], features["validation"]])
-    labels = join(data.train, data.validation).labels
-    if kind == "linear":
-        head = logistic_head(both, labels, num_classes=num_classes, l2=setting)
-    else:
-        head = cosine_head(both, labels, num_classes=num_classes, scale=setting)
-    metrics["test"] = accuracy(logits_of(head, features["test"]), data.test.labels)
-    return TrainedHead(head.eval(), kind, setting, metrics, _notes(metrics, data))
+    metrics["test"] = accuracy(logits_of(fitted.head, features["test"]), data.test.labels)
+    notes = (*_notes(metrics, data), _how(kind, fitted))
+    return TrainedHead(fitted.head.eval(), kind, fitted.setting, fitted.temperature, metrics, notes)
 
 
 def choose_kind(data: PictureData) -> HeadKind:
@@ -84,33 +86,6 @@ def choose_kind(data: PictureData) -> HeadKind:
     counts = data.counts
     rarest = min(counts["train"][label] + counts["validation"][label] for label in data.labels)
     return "cosine" if rarest <= FEW_PICTURES else "linear"
-
-
-def _choose_linear(features: dict[str, Tensor], data: PictureData) -> tuple[Head, float]:
-    return choose_logistic_head(
-        features["train"],
-        data.train.labels,
-        features["validation"],
-        data.validation.labels,
-        num_classes=len(data.labels),
-    )
-
-
-def _choose_cosine(features: dict[str, Tensor], data: PictureData) -> tuple[Head, float]:
-    """Only the scale is chosen: it changes how sure the head is, not which class is first."""
-    head = cosine_head(
-        features["train"], data.train.labels, num_classes=len(data.labels), scale=DEFAULT_SCALE
-    )
-    if not len(data.validation):
-        return head, DEFAULT_SCALE
-    unscaled = logits_of(head, features["validation"]) / DEFAULT_SCALE
-    losses = {
-        scale: float(F.cross_entropy(scale * unscaled, data.validation.labels))
-        for scale in COSINE_SCALES
-    }
-    best = min(losses, key=lambda scale: losses[scale])
-    head.scale.fill_(best)
-    return head, best
 
 
 def _notes(metrics: dict[str, Estimate], data: PictureData) -> tuple[str, ...]:
@@ -123,3 +98,8 @@ def _notes(metrics: dict[str, Estimate], data: PictureData) -> tuple[str, ...]:
         )
         return (note, *notes)
     return notes
+
+
+def _how(kind: HeadKind, fitted: FittedHead) -> str:
+    setting = ", ".join(f"{name} {value:g}" for name, value in fitted.setting.items())
+    return f"The head is of the kind {kind}: {setting}, chosen by {fitted.chosen_by}."

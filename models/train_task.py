@@ -17,11 +17,13 @@ from models.comparison import (
 )
 from models.data import PictureData
 from models.evaluate import Estimate, accuracy, share
+from models.feature_cache import FeatureCache
+from models.head_kinds import HeadKind
 from models.paired import Difference, difference
 from models.prefix_maps import PrefixMaps, outputs_of, prefix_maps
 from models.progress import ProgressCallback, unheard
 from models.specialise import NUM_EPOCHS, WIDTH, Special, SpecialKind, specialise
-from models.train_head import HeadKind, TrainedHead, train_head
+from models.train_head import TrainedHead, train_head
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ def train_task(
     kind: HeadKind | None = None,
     width: int = WIDTH,
     seed: int,
+    cache: FeatureCache | None = None,
     progress: ProgressCallback = unheard,
 ) -> TrainedTask:
     """Train a head, and the adapter or tail that is asked for, on the same splits.
@@ -87,11 +90,14 @@ def train_task(
     Args:
         kind: Of a head alone; None chooses by the number of pictures.
         width: Rank of "lora", channels of "adapter".
+        cache: Of features, for the head.
 
     Raises:
         LearningError: the data is too little, or the backbone has no layer for the strategy.
     """
-    head, seconds = _timed_head(backbone, data, kind=kind, progress=progress)
+    head, seconds = _timed_head(
+        backbone, data, kind=kind, seed=seed, cache=cache, progress=progress
+    )
     if strategy == "head":
         return TrainedTask(head, None, head.metrics, head.notes, (), None)
     maps = _maps(backbone, data, progress=progress)
@@ -110,6 +116,7 @@ def compare_strategies(
     width: int = WIDTH,
     seed: int,
     num_epochs: int = NUM_EPOCHS,
+    cache: FeatureCache | None = None,
     progress: ProgressCallback = unheard,
 ) -> TrainedTask:
     """Train every strategy that the backbone allows and take the smallest that does not lose.
@@ -119,6 +126,7 @@ def compare_strategies(
 
     Args:
         width: Rank of "lora", channels of "adapter".
+        cache: Of features, for the head.
 
     Raises:
         LearningError: the data is too little to compare on.
@@ -135,7 +143,9 @@ def compare_strategies(
         progress=progress,
     )  # fmt: skip
     proposed = smallest_that_does_not_lose(evidence)
-    head, seconds = _timed_head(backbone, data, kind="linear", progress=progress)
+    head, seconds = _timed_head(
+        backbone, data, kind="linear", seed=seed, cache=cache, progress=progress
+    )
     specials = [
         specialise(
             backbone, kind, maps["train"], maps["validation"],
@@ -159,10 +169,16 @@ def possible_kinds(backbone: Backbone) -> tuple[SpecialKind, ...]:
 
 
 def _timed_head(
-    backbone: Backbone, data: PictureData, *, kind: HeadKind | None, progress: ProgressCallback
+    backbone: Backbone,
+    data: PictureData,
+    *,
+    kind: HeadKind | None,
+    seed: int,
+    cache: FeatureCache | None,
+    progress: ProgressCallback,
 ) -> tuple[TrainedHead, float]:
     started = time.monotonic()
-    head = train_head(backbone, data, kind=kind, progress=progress)
+    head = train_head(backbone, data, kind=kind, seed=seed, cache=cache, progress=progress)
     return head, time.monotonic() - started
 
 

@@ -280,29 +280,52 @@ def head(
     task: Annotated[str, typer.Option(help="Name that callers will use.")],
     out: Out,
     strategy: Annotated[
-        Literal["head", "linear", "cosine", "bias", "ssf", "lora", "adapter", "tail", "auto"],
+        Literal[
+            "head",
+            "linear",
+            "cosine",
+            "linear_svm",
+            "rbf_svm",
+            "knn",
+            "mlp",
+            "bias",
+            "ssf",
+            "lora",
+            "adapter",
+            "tail",
+            "auto",
+        ],
         typer.Option(
-            help="head, by the number of pictures linear or cosine prototypes; an adapter (bias, "
-            "ssf, lora, adapter) or a tail with its head; auto: compare them all, and take the "
-            "smallest that does not lose in cross-validation."
+            help="head: by the number of pictures linear or cosine prototypes; or another kind of "
+            "head (linear_svm, rbf_svm, knn, mlp); an adapter (bias, ssf, lora, adapter) or a tail "
+            "with its head; auto: compare head, adapters and tail, and take the smallest that does "
+            "not lose in cross-validation."
         ),
     ] = "head",
     width: Annotated[
         int, typer.Option(min=1, max=64, help="Rank of lora, channels of adapter.")
     ] = 4,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False,
+            help="Folder of computed features, at most 2 GiB; remove it at any time. "
+            "~/.cache/headstock/features unless given.",
+        ),
+    ] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Train a head, an adapter or a tail on a trunk and write it as a bundle, ready to push."""
-    from export.recipe import make_head  # noqa: PLC0415
+    from export.recipe import default_folder, make_head  # noqa: PLC0415
 
     with _progress() as progress:
         made = make_head(
             data,
             trunk,
             task=task,
-            strategy="head" if strategy in {"linear", "cosine"} else strategy,
-            kind=strategy if strategy in {"linear", "cosine"} else None,
+            strategy=strategy,
+            cache=cache or default_folder(),
             width=width,
             seed=seed,
             command=_command(),

@@ -128,12 +128,12 @@ def learn(folder: Path, report: Report, say: Callable[[str], None]) -> Learned:
     for task in TASKS:
         say(f"train a head: {task}")
         made = make_head(
-            task, folder / "trunk", task=task, kind=None, seed=0, command=COMMAND,
+            task, folder / "trunk", task=task, seed=0, command=COMMAND,
             max_train=NUM_FIRST_PICTURES if task == SWAPPED else None,
         )  # fmt: skip
         heads[task] = made.bundle
     say(f"train a better head: {SWAPPED}")
-    better = make_head(SWAPPED, folder / "trunk", task=SWAPPED, kind=None, seed=0, command=COMMAND)
+    better = make_head(SWAPPED, folder / "trunk", task=SWAPPED, seed=0, command=COMMAND)
     _report_accuracies(report, teacher, student, trunk.graph_bytes)
     data = read_data(SWAPPED, seed=0)
     return Learned(

@@ -51,9 +51,7 @@ def learned(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Learned:
     )  # fmt: skip
     make_trunk(folder / "student", folder / "trunk", command="test")
     heads = {
-        task: make_head(
-            str(data / task), folder / "trunk", task=task, kind=None, seed=0, command="test"
-        )
+        task: make_head(str(data / task), folder / "trunk", task=task, seed=0, command="test")
         for task in TASKS
     }
     return Learned(teacher, student, folder, heads)

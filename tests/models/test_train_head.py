@@ -9,9 +9,10 @@ from models.backbones import Backbone, build_backbone
 from models.data import PictureData, Split, join
 from models.digits import load_digit_task
 from models.evaluate import accuracy
+from models.head_kinds import COSINE_SCALES
 from models.heads import CosineHead, LinearHead, cosine_head, features_of, logits_of
 from models.logistic import L2_STRENGTHS, logistic_head
-from models.train_head import COSINE_SCALES, choose_kind, train_head
+from models.train_head import choose_kind, train_head
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +48,9 @@ def test_a_linear_head_learns_from_train_and_validation_at_the_chosen_strength(
 
     both = join(parity.train, parity.validation)
     features = features_of(trunk, both, stage="x")
-    expected = logistic_head(features, both.labels, num_classes=2, l2=trained.setting)
+    expected = logistic_head(features, both.labels, num_classes=2, l2=trained.setting["l2"])
     assert isinstance(trained.head, LinearHead)
-    assert trained.setting in L2_STRENGTHS
+    assert trained.setting["l2"] in L2_STRENGTHS
     torch.testing.assert_close(trained.head.weight, expected.weight)
     logits = logits_of(trained.head, features_of(trunk, parity.test, stage="x"))
     assert trained.metrics["test"] == accuracy(logits, parity.test.labels)
@@ -61,9 +62,9 @@ def test_a_cosine_head_has_a_scale_out_of_the_list(trunk: Backbone, parity: Pict
 
     both = join(parity.train, parity.validation)
     features = features_of(trunk, both, stage="x")
-    expected = cosine_head(features, both.labels, num_classes=2, scale=trained.setting)
+    expected = cosine_head(features, both.labels, num_classes=2, scale=trained.setting["scale"])
     assert isinstance(trained.head, CosineHead)
-    assert trained.setting in COSINE_SCALES
+    assert trained.setting["scale"] in COSINE_SCALES
     torch.testing.assert_close(trained.head.prototypes, expected.prototypes)
 
 
