@@ -134,7 +134,7 @@ def _mlp(known: Known) -> FittedHead:
         ))
         for dropout in DROPOUTS
     ]  # fmt: skip
-    dropout, head, _ = max(tried, key=lambda one: one[2])
+    dropout, head, _ = max(tried, key=lambda one: one[2].best)
     return FittedHead(head, head, {"dropout": dropout}, 1.0, "validation, which stopped it too")
 
 

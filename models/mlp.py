@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from models.evaluate import accuracy
-from models.fitting import Score, fit, parameter_groups
+from models.fitting import Fitted, Score, fit, parameter_groups
 from models.heads import HeadError, check_rows, logits_of, standard_of
 from models.progress import ProgressCallback, unheard
 
@@ -50,7 +50,7 @@ def mlp_head(
     dropout: float,
     seed: int,
     progress: ProgressCallback = unheard,
-) -> tuple[MlpHead, Score]:
+) -> tuple[MlpHead, Fitted]:
     """Train on standardised features and keep the epoch that is best on validation.
 
     Args:
@@ -84,13 +84,13 @@ def mlp_head(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = MlpHead(features.shape[1], num_classes, dropout=dropout)
-        _, best = fit(
+        fitted = fit(
             head,
             epoch_batches=epoch_batches,
             num_batches=num_batches,
             loss_of=lambda batch: F.cross_entropy(head(rows[batch]), labels[batch]),
             validate=validate,
-            before_epoch=head.train,
+            before_epoch=lambda _epoch: head.train(),
             start_is_usable=False,
             optimizer=torch.optim.AdamW(list(parameter_groups(head, rate=RATE))),
             num_epochs=NUM_EPOCHS,
@@ -101,4 +101,4 @@ def mlp_head(
     with torch.no_grad():
         head.hidden.weight.div_(deviation)
         head.hidden.bias.sub_(head.hidden.weight @ mean)
-    return head, best
+    return head, fitted

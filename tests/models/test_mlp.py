@@ -8,7 +8,6 @@ from models.evaluate import accuracy
 from models.heads import HeadError, logits_of
 from models.logistic import choose_logistic_head
 from models.mlp import MlpHead, mlp_head
-from models.progress import Progress
 from tests.models.features import clouds
 
 
@@ -31,18 +30,15 @@ def test_it_learns_what_no_affine_head_can() -> None:
 def test_the_epoch_that_is_best_on_validation_is_kept() -> None:
     """The head's own accuracy and loss there are the best that were seen."""
     train, validation = clouds(400), clouds(60, seed=1)
-    seen: list[Progress] = []
-    head, best = mlp_head(
-        *train, *validation, num_classes=3, dropout=0.0, seed=0, progress=seen.append
-    )
+    head, fitted = mlp_head(*train, *validation, num_classes=3, dropout=0.0, seed=0)
     logits = logits_of(head, validation[0])
 
-    assert accuracy(logits, validation[1]).value == best.accuracy
+    assert accuracy(logits, validation[1]).value == fitted.best.accuracy
     assert float(F.cross_entropy(logits, validation[1])) == pytest.approx(
-        -best.negative_loss, abs=1e-5
+        -fitted.best.negative_loss, abs=1e-5
     )
-    assert len(seen) < 60  # it was stopped
-    assert f"best {best.accuracy:.3f}" in seen[-1].note
+    assert fitted.best == max(epoch.validation for epoch in fitted.epochs)
+    assert fitted.best_epoch < len(fitted.epochs) < 60  # it was stopped
 
 
 def test_the_same_seed_gives_the_same_head_whatever_was_drawn_before() -> None:
@@ -62,7 +58,5 @@ def test_without_validation_nothing_says_when_to_stop() -> None:
     """So it is refused, with what to train instead."""
     rows, labels = clouds(30)
 
-    with pytest.raises(
-        HeadError, match=r"An MLP needs validation pictures.*train a cosine head"
-    ):
+    with pytest.raises(HeadError, match=r"An MLP needs validation pictures.*train a cosine head"):
         mlp_head(rows, labels, rows[:0], labels[:0], num_classes=3, dropout=0.5, seed=0)
