@@ -5,11 +5,13 @@ from typing import Literal
 
 from export.bundle import AdapterEntry, Provenance, TrunkManifest
 from models.evaluate import Estimate
+from models.metrics import SCORES
 from models.record import DataRecord
 
 FEW_PICTURES = 20
 MAX_LISTED = 50
 BASELINE = "baseline_"
+TEST_SCORES = {f"test_{name}": name for name in SCORES}
 
 LINKS = {
     "softmax": "exactly one label is right; scores are probabilities that sum to 1",
@@ -31,20 +33,24 @@ def write_card(
     kind: Literal["head", "adapter", "tail"],
     adapter: AdapterEntry | None,
     model_bytes: int,
+    verdict: str,
     notes: Sequence[str],
 ) -> str:
     """The card as Markdown.
 
     Args:
-        metrics: Accuracies by name; `baseline_NAME` is what `NAME` is compared with.
+        metrics: Accuracies by name; `baseline_NAME` is what `NAME` is compared with. Those named
+            as in `SCORES`, after "test_", are other scores of the test split.
         model_bytes: Size of the graph, and of the adapter if there is one.
+        verdict: Whether transfer pays; where it is empty, accuracy and baseline are compared.
         notes: Sentences added to the limits.
     """
     parts = (
         f"# {task}",
         f"Assigns a picture to {len(labels)} labels ({_listed(labels)}): {LINKS[link]}.",
         "## Accuracy",
-        *_accuracy(metrics),
+        *_accuracy(metrics, verdict),
+        *_scores(metrics),
         "## Data",
         *_data(data, labels),
         "## How it was made",
@@ -66,8 +72,8 @@ def _what(kind: str, adapter: AdapterEntry | None) -> str:
     return f"A head and an adapter ({adapter.kind}{rank})"
 
 
-def _accuracy(metrics: Mapping[str, Estimate]) -> Iterator[str]:
-    names = [name for name in metrics if not name.startswith(BASELINE)]
+def _accuracy(metrics: Mapping[str, Estimate], verdict: str) -> Iterator[str]:
+    names = [name for name in metrics if not name.startswith(BASELINE) and name not in TEST_SCORES]
     if not names:
         yield "Nothing was measured."
         return
@@ -78,8 +84,24 @@ def _accuracy(metrics: Mapping[str, Estimate]) -> Iterator[str]:
         for name in names
     ]
     yield "\n".join(rows)
+    if verdict:
+        yield f"**{_cell(verdict)}**"
+        return
     for name in names:
         yield from _comparison(name, metrics[name], metrics.get(BASELINE + name))
+
+
+def _scores(metrics: Mapping[str, Estimate]) -> Iterator[str]:
+    """What accuracy does not say, of the same pictures."""
+    rows = [
+        f"| {score.replace('_', ' ')} | {_value(metrics[name])} | {SCORES[score][1]} |"
+        for name, score in TEST_SCORES.items()
+        if name in metrics
+    ]
+    if rows:
+        yield "\n".join(
+            ["| score on test | this head | what it is |", "| --- | --- | --- |", *rows]
+        )
 
 
 def _comparison(name: str, head: Estimate, baseline: Estimate | None) -> Iterator[str]:

@@ -68,6 +68,7 @@ def bundle_head(
     adapted_graph: bytes | None = None,
     link: Literal["softmax", "sigmoid", "none"] = "softmax",
     temperature: float = 1.0,
+    verdict: str = "",
     notes: Sequence[str] = (),
     heldout: bytes | None = None,
 ) -> Bundle:
@@ -81,6 +82,7 @@ def bundle_head(
         metrics: Accuracies by split; `baseline_NAME` is what `NAME` is compared with.
         adapter: What changes the features that the head reads; then `adapted_graph` is needed, the
             bytes of the trunk's `trunk_adapted.onnx`.
+        verdict: Whether transfer pays, in words; see `models.rivals.verdict`.
         notes: What else a reader of the card should know.
         heldout: The held-out sample for a task that has none; see `export.heldout.heldout_of`.
 
@@ -100,7 +102,7 @@ def bundle_head(
     return pack(
         files, golden, logits, task=task, labels=labels, trunk=trunk, data=data, metrics=metrics,
         provenance=provenance, adapter=adapter.entry if adapter else None, link=link,
-        temperature=temperature, notes=notes, heldout=heldout,
+        temperature=temperature, verdict=verdict, notes=notes, heldout=heldout,
     )  # fmt: skip
 
 
@@ -119,6 +121,7 @@ def pack(
     adapter: AdapterEntry | None = None,
     link: Literal["softmax", "sigmoid", "none"] = "softmax",
     temperature: float = 1.0,
+    verdict: str = "",
     notes: Sequence[str] = (),
     heldout: bytes | None = None,
 ) -> Bundle:
@@ -136,7 +139,7 @@ def pack(
     card = write_card(
         task=task, labels=labels, link=link, temperature=temperature, trunk=trunk, data=data,
         metrics=metrics, provenance=provenance, kind=kind, adapter=adapter,
-        model_bytes=sum(len(content) for content in files.values()), notes=notes,
+        model_bytes=sum(len(content) for content in files.values()), verdict=verdict, notes=notes,
     )  # fmt: skip
     samples = {GOLDEN: save({"pictures": golden, "logits": logits})}
     if heldout is not None:

@@ -29,19 +29,39 @@ from models.data import PictureData, Split, to_batch
 from models.feature_cache import FeatureCache
 from models.feature_cache import default_folder as default_folder  # noqa: PLC0414 (its door)
 from models.head_kinds import HeadKind, is_head_kind
+from models.head_report import head_report
+from models.logbook import Logbook
 from models.progress import ProgressCallback, unheard
 from models.recipe import load_samples, read_data
+from models.report import Report
+from models.report_page import write_report
 from models.specialise import WIDTH
 from models.train_task import TrainedTask, compare_strategies, train_task
 
 
 @dataclass(frozen=True)
 class MadeHead:
-    """A head, an adapter or a tail that was trained and bundled."""
+    """A head, an adapter or a tail that was trained and bundled, with its report."""
 
     data: PictureData
     trained: TrainedTask
     bundle: Bundle
+    report: Report
+
+    def write(self, out: Path) -> None:
+        """Write the bundle to a folder, and the report beside it: everything in a bundle is named.
+
+        Raises:
+            BundleError: see `Bundle.write`.
+            DataError: a picture that the report shows cannot be read any more.
+        """
+        self.bundle.write(out)
+        write_report(report_folder(out), self.report, [self.data])
+
+
+def report_folder(bundle: Path) -> Path:
+    """Where the report of a bundle's folder is."""
+    return bundle.with_name(f"{bundle.name}.report")
 
 
 def make_trunk(
@@ -123,8 +143,9 @@ def make_head(
             f"{trunk} has no {STUDENT}, which heads are trained on; use the folder that "
             "`headstock export` wrote."
         )
+    logbook = Logbook(progress)
     backbone = restore_backbone(manifest.backbone, trunk / STUDENT)
-    data = read_data(source, seed=seed, progress=progress)
+    data = read_data(source, seed=seed, progress=logbook)
     if max_train is not None:
         # The head learns from validation too, once that has chosen its setting.
         data = dataclasses.replace(
@@ -135,14 +156,19 @@ def make_head(
     features = None if cache is None else FeatureCache(cache, manifest.digest)
     if strategy == "auto":
         trained = compare_strategies(
-            backbone, data, width=width, seed=seed, cache=features, progress=progress
+            backbone, data, width=width, seed=seed, cache=features, progress=logbook
         )
     else:
         kind = strategy if is_head_kind(strategy) else None
         trained = train_task(
             backbone, data, strategy="head" if is_head_kind(strategy) else strategy, kind=kind,
-            width=width, seed=seed, cache=features, progress=progress,
+            width=width, seed=seed, cache=features, progress=logbook,
         )  # fmt: skip
+    report = head_report(
+        task, backbone, data, trained, trunk=manifest.digest, logbook=logbook, command=command,
+        seed=seed,
+    )  # fmt: skip
+    (found,) = report.tasks
     golden = spread(data.test.labels, NUM_GOLDEN)
     about: dict[str, Any] = {
         "task": task,
@@ -152,13 +178,14 @@ def make_head(
         "pictures": to_batch([data.test.pictures[row] for row in golden], manifest.preprocessing),
         "picture_labels": data.test.labels[golden],
         "data": data.record(),
-        "metrics": trained.metrics,
+        "metrics": {**found.metrics, **found.test_scores},
         "provenance": provenance_of(command=command, seed=seed),
-        "notes": trained.notes,
+        "verdict": found.verdict,
+        "notes": found.notes,
         "heldout": heldout_of(data.test, manifest.preprocessing, seed=seed),
     }
     bundle = _bundle(trained, about, adapted_graph=files.get(TRUNK_ADAPTED))
-    return MadeHead(data, trained, bundle)
+    return MadeHead(data, trained, bundle, report)
 
 
 def _bundle(trained: TrainedTask, about: dict[str, Any], *, adapted_graph: bytes | None) -> Bundle:

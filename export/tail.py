@@ -49,6 +49,7 @@ def bundle_tail(
     provenance: Provenance,
     link: Literal["softmax", "sigmoid", "none"] = "softmax",
     temperature: float = 1.0,
+    verdict: str = "",
     notes: Sequence[str] = (),
     heldout: bytes | None = None,
 ) -> Bundle:
@@ -74,7 +75,7 @@ def bundle_tail(
     return pack(
         {TAIL: graph}, golden, logits, kind="tail", task=task, labels=labels, trunk=trunk,
         data=data, metrics=metrics, provenance=provenance, link=link, temperature=temperature,
-        notes=notes, heldout=heldout,
+        verdict=verdict, notes=notes, heldout=heldout,
     )  # fmt: skip
 
 

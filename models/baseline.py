@@ -1,5 +1,7 @@
 """What is possible without any backbone: a linear model on the pixels of a thumbnail."""
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,16 +15,24 @@ from models.progress import Progress, ProgressCallback, unheard
 THUMBNAIL = Preprocessing(size_px=16, resize_px=16, mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))
 
 
-def pixel_baseline(
-    data: PictureData, *, progress: ProgressCallback = unheard
-) -> dict[str, Estimate]:
-    """Accuracy of logistic regression on 16 x 16 RGB pixels.
+@dataclass(frozen=True)
+class PixelBaseline:
+    """What a linear model on pixels reaches.
+
+    Args:
+        metrics: Accuracies named "baseline_validation" (left out where validation is empty) and
+            "baseline_test".
+        test_logits: Its answers on the test split.
+    """
+
+    metrics: dict[str, Estimate]
+    test_logits: Float[Tensor, "pictures num_classes"]
+
+
+def pixel_baseline(data: PictureData, *, progress: ProgressCallback = unheard) -> PixelBaseline:
+    """Logistic regression on 16 x 16 RGB pixels.
 
     A backbone whose features do worse than this has brought nothing, or harm.
-
-    Returns:
-        Accuracies named "baseline_validation" (left out where validation is empty) and
-        "baseline_test".
     """
     pixels = {name: _pixels(split) for name, split in data.splits.items()}
     head, _ = choose_logistic_head(
@@ -34,11 +44,13 @@ def pixel_baseline(
     )
     progress(Progress("baseline", 1, 1))
     with torch.no_grad():
-        return {
-            f"baseline_{name}": accuracy(head(pixels[name]), data.splits[name].labels)
-            for name in ("validation", "test")
-            if len(data.splits[name])
-        }
+        logits = {name: head(pixels[name]) for name in ("validation", "test")}
+    metrics = {
+        f"baseline_{name}": accuracy(values, data.splits[name].labels)
+        for name, values in logits.items()
+        if len(values)
+    }
+    return PixelBaseline(metrics, logits["test"])
 
 
 def _pixels(split: Split) -> Float[Tensor, "rows values"]:

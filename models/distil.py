@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from models.augment import Augmentation
 from models.backbones import Backbone
@@ -35,6 +36,7 @@ class Distillation:
         metrics: For each lesson "NAME/validation", "NAME/test", "NAME/teacher_validation" and
             "NAME/teacher_test", NAME being that of its data. Validation also chose the state.
         num_pictures: Pictures in the pool that the student learned from.
+        test_logits: The student's answers on the test split of each lesson.
     """
 
     student: Backbone
@@ -43,6 +45,7 @@ class Distillation:
     num_pictures: int
     best_epoch: int
     seconds: float
+    test_logits: tuple[Tensor, ...]
 
 
 def distil(
@@ -124,15 +127,19 @@ def distil(
             progress=progress,
         )
     heads = pupil.task_heads
-    metrics = _metrics(student, heads, lessons)
+    metrics, test_logits = _metrics(student, heads, lessons)
     seconds = time.monotonic() - started
-    return Distillation(student, heads, metrics, len(pictures), fitted.best_epoch, seconds)
+    return Distillation(
+        student, heads, metrics, len(pictures), fitted.best_epoch, seconds, test_logits
+    )
 
 
 def _metrics(
     student: Backbone, heads: Sequence[LinearHead], lessons: Sequence[Lesson]
-) -> dict[str, Estimate]:
+) -> tuple[dict[str, Estimate], tuple[Tensor, ...]]:
+    """Accuracies of student and teachers, and the student's answers on test."""
     metrics: dict[str, Estimate] = {}
+    answers: list[Tensor] = []
     for head, lesson in zip(heads, lessons, strict=True):
         for role, backbone, own_head in (
             ("", student, head),
@@ -142,7 +149,9 @@ def _metrics(
                 split = lesson.data.splits[name]
                 logits = logits_of(own_head, features_of(backbone, split, stage=name))
                 metrics[f"{lesson.data.name}/{role}{name}"] = accuracy(logits, split.labels)
-    return metrics
+                if (role, name) == ("", "test"):
+                    answers.append(logits)
+    return metrics, tuple(answers)
 
 
 def _check(

@@ -121,7 +121,12 @@ def fit(
         if snapshot:
             snapshot.save(run.state())
         note = f"validation {score.accuracy:.3f}, best {run.best.accuracy:.3f}"
-        progress(Progress(stage, number, num_epochs, note))
+        values = {
+            "training loss": run.epochs[-1].loss,
+            "validation loss": -score.negative_loss,
+            "validation accuracy": score.accuracy,
+        }
+        progress(Progress(stage, number, num_epochs, note, values))
     trained.load_state_dict(run.best_state)
     trained.eval()
     return Fitted(run.best_epoch, run.best, tuple(run.epochs))

@@ -37,9 +37,14 @@ from models.distil import (
 from models.fine_tuning import FineTuning, FineTuningError
 from models.fine_tuning import fine_tuning as fine_tuning  # noqa: PLC0414 (its door)
 from models.folders import load_folder
+from models.logbook import Logbook
 from models.progress import ProgressCallback, unheard
 from models.record import TaskRecord
+from models.report import Report
+from models.report_page import write_report
 from models.resume import Snapshot
+from models.run_report import curve_of, student_report, teacher_report, without_source
+from models.untrained import PIXELS
 from models.weights import WeightsReport
 
 SAMPLES = "samples.safetensors"
@@ -55,16 +60,17 @@ AUGMENTATIONS: Mapping[str, Augmentation | None] = {
 
 @dataclass(frozen=True)
 class MadeTeacher:
-    """A teacher that was written to its folder."""
+    """A teacher that was written to its folder, with its report."""
 
     data: PictureData
     taught: transfer.Teaching
     weights: WeightsReport
+    report: Report
 
 
 @dataclass(frozen=True)
 class MadeStudent:
-    """A student that was written to its folder.
+    """A student that was written to its folder, with its report.
 
     Args:
         teacher_parameters: Learned values of each teacher's backbone.
@@ -74,6 +80,7 @@ class MadeStudent:
     distilled: Distillation
     weights: WeightsReport
     teacher_parameters: tuple[int, ...]
+    report: Report
 
 
 def read_data(source: str, *, seed: int, progress: ProgressCallback = unheard) -> PictureData:
@@ -108,6 +115,7 @@ def make_teacher(
     augmentation: str | None,
     seed: int,
     command: str,
+    compare: bool = True,
     progress: ProgressCallback = unheard,
 ) -> MadeTeacher:
     """Fine-tune a teacher on a folder of pictures and write its folder.
@@ -116,19 +124,25 @@ def make_teacher(
 
     Args:
         augmentation: A key of `AUGMENTATIONS`; None chooses by the kind of data.
+        compare: Train the same network from random weights too, to see whether the weights help.
 
     Raises:
         LearningError: data, weights, backbone or training are not what they have to be.
     """
-    data = read_data(source, seed=seed, progress=progress)
+    logbook = Logbook(progress)
+    data = read_data(source, seed=seed, progress=logbook)
     net, report = _start(backbone, weights=weights, how=how, seed=seed)
     start_sha256 = tensors_sha256(net)
     chosen = AUGMENTATIONS[augmentation or default_augmentation(data)]
     run = repr((data.fingerprint, net.reference, start_sha256, how, chosen, seed))
     snapshot = Snapshot(out.with_name(f"{out.name}.unfinished"), f"{run} {package_versions()}")
+    curve = curve_of(net, data, seed=seed, progress=logbook) if report.is_trained else ()
     taught = transfer.teach(
-        net, data, how, augmentation=chosen, seed=seed, snapshot=snapshot, progress=progress
+        net, data, how, augmentation=chosen, seed=seed, snapshot=snapshot, progress=logbook
     )
+    rivals = {PIXELS: taught.baseline_logits}
+    if report.is_trained and compare:
+        rivals |= without_source(net, data, how, augmentation=chosen, seed=seed, progress=logbook)
     save_teacher(
         out,
         taught.backbone,
@@ -142,8 +156,13 @@ def make_teacher(
         seed=seed,
         command=command,
     )
+    told = teacher_report(
+        net, data, taught, rivals=rivals, curve=curve, weights=weights, logbook=logbook,
+        command=command, seed=seed,
+    )  # fmt: skip
+    write_report(out, told, [data])
     snapshot.remove()
-    return MadeTeacher(data, taught, report)
+    return MadeTeacher(data, taught, report, told)
 
 
 def _start(
@@ -188,6 +207,7 @@ def make_student(
             f"There are {len(teachers)} teachers and {len(sources)} data; give one for each, in "
             "the same order."
         )
+    logbook = Logbook(progress)
     known = [load_teacher(folder) for folder in teachers]
     lessons = tuple(
         Lesson(
@@ -195,7 +215,7 @@ def make_student(
             teacher.head,
             teacher.labels,
             # The teacher's own seed, so that nothing it trained on is tested on.
-            read_data(source, seed=teacher.record.seed, progress=progress),
+            read_data(source, seed=teacher.record.seed, progress=logbook),
         )
         for teacher, source in zip(known, sources, strict=True)
     )
@@ -211,7 +231,7 @@ def make_student(
         temperature=temperature,
         soft_weight=soft_weight,
         feature_weight=feature_weight,
-        progress=progress,
+        progress=logbook,
     )
     tasks = tuple(
         TaskRecord(
@@ -222,7 +242,9 @@ def make_student(
     save_student(out, net, tasks=tasks, metrics=distilled.metrics, seed=seed, command=command)
     save_file({"pictures": _samples(lessons, net)}, out / SAMPLES)
     sizes = tuple(teacher.backbone.num_parameters for teacher in known)
-    return MadeStudent(lessons, distilled, report, sizes)
+    told = student_report(net, lessons, distilled, logbook=logbook, command=command, seed=seed)
+    write_report(out, told, [lesson.data for lesson in lessons])
+    return MadeStudent(lessons, distilled, report, sizes, told)
 
 
 def load_samples(folder: Path) -> UInt8[Tensor, "pictures height width 3"]:

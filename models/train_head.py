@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from models.backbones import Backbone
 from models.baseline import pixel_baseline
@@ -31,6 +32,9 @@ class TrainedHead:
             which learns from train and validation together (but for "mlp", which has none), and
             chose `setting`.
         notes: What a user should know, such as a head worse than the baseline.
+        features: Split -> float32 [pictures, num_features], what it learned from and was tested on.
+        test_logits: Its answers on the test split, at that temperature.
+        baseline_logits: Those of the linear model on pixels.
     """
 
     head: nn.Module
@@ -39,6 +43,9 @@ class TrainedHead:
     temperature: float
     metrics: dict[str, Estimate]
     notes: tuple[str, ...]
+    features: dict[str, Tensor]
+    test_logits: Float[Tensor, "pictures num_classes"]
+    baseline_logits: Float[Tensor, "pictures num_classes"]
 
 
 def train_head(
@@ -72,13 +79,18 @@ def train_head(
         seed=seed,
     )
     fitted = fit_head(kind, known)
-    metrics = pixel_baseline(data, progress=progress)
+    baseline = pixel_baseline(data, progress=progress)
+    metrics = baseline.metrics
     if len(data.validation):
         logits = logits_of(fitted.on_train, features["validation"])
         metrics["validation"] = accuracy(logits, data.validation.labels)
-    metrics["test"] = accuracy(logits_of(fitted.head, features["test"]), data.test.labels)
+    test_logits = logits_of(fitted.head, features["test"]) / fitted.temperature
+    metrics["test"] = accuracy(test_logits, data.test.labels)
     notes = (*_notes(metrics, data), _how(kind, fitted))
-    return TrainedHead(fitted.head.eval(), kind, fitted.setting, fitted.temperature, metrics, notes)
+    return TrainedHead(
+        fitted.head.eval(), kind, fitted.setting, fitted.temperature, metrics, notes,
+        features, test_logits, baseline.test_logits,
+    )  # fmt: skip
 
 
 def choose_kind(data: PictureData) -> HeadKind:

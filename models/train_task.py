@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
 from models.adapters import sites_of
 from models.backbones import Backbone
@@ -59,6 +60,7 @@ class TrainedTask:
         special: The adapter or tail to use; None where the head is.
         rows: The head and whatever else was trained, the smallest first.
         proposed: The smallest strategy that does not lose, if all were compared.
+        test_logits: The answers on the test split of what is used.
     """
 
     head: TrainedHead
@@ -67,6 +69,7 @@ class TrainedTask:
     notes: tuple[str, ...]
     rows: tuple[Row, ...]
     proposed: Strategy | None
+    test_logits: Float[Tensor, "pictures num_classes"]
 
     @property
     def strategy(self) -> Strategy:
@@ -99,14 +102,15 @@ def train_task(
         backbone, data, kind=kind, seed=seed, cache=cache, progress=progress
     )
     if strategy == "head":
-        return TrainedTask(head, None, head.metrics, head.notes, (), None)
+        return TrainedTask(head, None, head.metrics, head.notes, (), None, head.test_logits)
     maps = _maps(backbone, data, progress=progress)
     special = specialise(
         backbone, strategy, maps["train"], maps["validation"],
         num_classes=len(data.labels), width=width, seed=seed, progress=progress,
     )  # fmt: skip
-    rows = _rows(backbone, maps, head, seconds, [special], evidence={})
-    return _chosen(head, special, rows, proposed=None)
+    answers = _answers(head, [special], maps["test"])
+    rows = _rows(maps, head, seconds, [special], answers, evidence={})
+    return _chosen(head, special, rows, answers, proposed=None)
 
 
 def compare_strategies(
@@ -154,9 +158,10 @@ def compare_strategies(
         )
         for kind in kinds
     ]  # fmt: skip
-    rows = _rows(backbone, maps, head, seconds, specials, evidence=evidence)
+    answers = _answers(head, specials, maps["test"])
+    rows = _rows(maps, head, seconds, specials, answers, evidence=evidence)
     special = next((special for special in specials if special.kind == proposed), None)
-    return _chosen(head, special, rows, proposed=proposed)
+    return _chosen(head, special, rows, answers, proposed=proposed)
 
 
 def possible_kinds(backbone: Backbone) -> tuple[SpecialKind, ...]:
@@ -191,20 +196,25 @@ def _maps(
     }
 
 
+def _answers(
+    head: TrainedHead, specials: list[Special], test: PrefixMaps
+) -> dict[Strategy, Tensor]:
+    """Logits of everything that was trained, on the test split: it is run once."""
+    answers: dict[Strategy, Tensor] = {"head": head.test_logits}
+    return answers | {special.kind: outputs_of(special.tail, test.maps) for special in specials}
+
+
 def _rows(
-    backbone: Backbone,
     maps: dict[str, PrefixMaps],
     head: TrainedHead,
     head_seconds: float,
     specials: list[Special],
+    answers: Mapping[Strategy, Tensor],
     *,
     evidence: dict[Strategy, Tensor],
 ) -> tuple[Row, ...]:
     """What every strategy reached, on the same pictures."""
-    test = maps["test"]
-    head_alone = nn.Sequential(backbone.suffix, head.head)
-    right: dict[Strategy, Tensor] = {"head": _is_right(head_alone, test)}
-    right |= {special.kind: _is_right(special.tail, test) for special in specials}
+    right = {name: logits.argmax(dim=-1) == maps["test"].labels for name, logits in answers.items()}
     validation: dict[Strategy, Estimate | None] = {"head": head.metrics.get("validation")}
     validation |= {special.kind: _validation(special, maps["validation"]) for special in specials}
     sizes: dict[Strategy, int] = {"head": _num_bytes(head.head.state_dict())}
@@ -229,7 +239,12 @@ def _rows(
 
 
 def _chosen(
-    head: TrainedHead, special: Special | None, rows: tuple[Row, ...], *, proposed: Strategy | None
+    head: TrainedHead,
+    special: Special | None,
+    rows: tuple[Row, ...],
+    answers: Mapping[Strategy, Tensor],
+    *,
+    proposed: Strategy | None,
 ) -> TrainedTask:
     """The metrics of what is used, and notes that say what it was compared with."""
     metrics, notes = dict(head.metrics), tuple(_note(row) for row in rows)
@@ -242,7 +257,8 @@ def _chosen(
             ),
         )
     if special is None:
-        return TrainedTask(head, None, metrics, (*head.notes, *notes), rows, proposed)
+        notes = (*head.notes, *notes)
+        return TrainedTask(head, None, metrics, notes, rows, proposed, head.test_logits)
     row = next(row for row in rows if row.strategy == special.kind)
     metrics = {
         **{name: value for name, value in metrics.items() if name.startswith("baseline_")},
@@ -251,17 +267,14 @@ def _chosen(
         "head_only_test": head.metrics["test"],
     }
     chosen_by = f"Validation chose the epoch ({special.best_epoch}), so it is optimistic."
-    return TrainedTask(head, special, metrics, (chosen_by, *notes), rows, proposed)
+    notes = (chosen_by, *notes)
+    return TrainedTask(head, special, metrics, notes, rows, proposed, answers[special.kind])
 
 
 def _note(row: Row) -> str:
     unseen = f"cross-validated {row.cross_validated}, " if row.cross_validated else ""
     versus = "" if row.strategy == "head" else f", {row.against_head.value} against the head"
     return f"{row.strategy}: {unseen}test {row.test}{versus}; {row.num_bytes:,} bytes."
-
-
-def _is_right(network: nn.Module, maps: PrefixMaps) -> Tensor:
-    return outputs_of(network, maps.maps).argmax(dim=-1) == maps.labels
 
 
 def _share_of(is_right: Tensor) -> Estimate:

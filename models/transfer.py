@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from models.augment import Augmentation
 from models.backbones import Backbone
@@ -34,6 +36,8 @@ class Teaching:
         best_epoch: 0 if no epoch was better than the head on the backbone as it came.
         epochs: What each epoch brought.
         notes: What a user should know, such as a teacher worse than the baseline.
+        test_logits: Its answers on the test split.
+        baseline_logits: Those of the linear model on pixels.
     """
 
     backbone: Backbone
@@ -43,6 +47,8 @@ class Teaching:
     epochs: tuple[Epoch, ...]
     seconds: float
     notes: tuple[str, ...]
+    test_logits: Float[Tensor, "pictures num_classes"]
+    baseline_logits: Float[Tensor, "pictures num_classes"]
 
 
 def teach(
@@ -68,7 +74,8 @@ def teach(
     """
     started = time.monotonic()
     _check(data)
-    metrics = pixel_baseline(data, progress=progress)
+    baseline = pixel_baseline(data, progress=progress)
+    metrics = baseline.metrics
     head = _first_head(backbone, data, how, progress=progress)
     if how.probes_head:
         metrics["head_only_validation"] = _accuracy(backbone, head, data.validation)
@@ -95,7 +102,8 @@ def teach(
             snapshot=snapshot,
         )
     metrics["validation"] = _accuracy(backbone, head, data.validation)
-    metrics["test"] = _accuracy(backbone, head, data.test)
+    test_logits = logits_of(head, features_of(backbone, data.test, stage="test", progress=progress))
+    metrics["test"] = accuracy(test_logits, data.test.labels)
     return Teaching(
         backbone.requires_grad_(requires_grad=True),
         head.eval(),
@@ -104,6 +112,8 @@ def teach(
         fitted.epochs,
         time.monotonic() - started,
         (*_notes(metrics, data), *_choice(tuned)),
+        test_logits,
+        baseline.test_logits,
     )
 
 

@@ -119,6 +119,12 @@ def teach(
         float | None,
         typer.Option("--average", help="Epochs over which weights are averaged.", **HELD_BACK),
     ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            help="Train the same network from random weights too, to see whether the weights help."
+        ),
+    ] = True,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -154,6 +160,7 @@ def teach(
             augmentation=augment,
             seed=seed,
             command=_command(),
+            compare=compare,
             progress=progress,
         )
     _say(str(made.weights), *_left_out(made.data), *made.taught.notes)
@@ -165,7 +172,8 @@ def teach(
         "pictures": made.data.counts,
         "out": str(out),
     }
-    _show("teacher", made.taught.metrics, more, as_json=as_json)
+    told = _told(made.report, out)
+    _show("teacher", made.taught.metrics, more, told, as_json=as_json)
 
 
 def distil(
@@ -217,7 +225,8 @@ def distil(
         "pictures": made.distilled.num_pictures,
         "out": str(out),
     }
-    _show("student", made.distilled.metrics, more, as_json=as_json)
+    told = _told(made.report, out)
+    _show("student", made.distilled.metrics, more, told, as_json=as_json)
 
 
 def export(
@@ -317,7 +326,7 @@ def head(
     as_json: AsJson = False,
 ) -> None:
     """Train a head, an adapter or a tail on a trunk and write it as a bundle, ready to push."""
-    from export.recipe import default_folder, make_head  # noqa: PLC0415
+    from export.recipe import default_folder, make_head, report_folder  # noqa: PLC0415
 
     with _progress() as progress:
         made = make_head(
@@ -331,7 +340,7 @@ def head(
             command=_command(),
             progress=progress,
         )
-    made.bundle.write(out)
+    made.write(out)
     _say(*_left_out(made.data), *made.trained.notes)
     more: dict[str, Any] = {
         "strategy": made.trained.strategy,
@@ -344,7 +353,8 @@ def head(
         more["strategy"] = made.trained.head.kind
     if as_json and made.trained.rows:
         more["compared"] = [dataclasses.asdict(row) for row in made.trained.rows]
-    _show(f"{made.trained.strategy} of {task}", made.trained.metrics, more, as_json=as_json)
+    told = _told(made.report, report_folder(out))
+    _show(f"{made.trained.strategy} of {task}", made.trained.metrics, more, told, as_json=as_json)
     if made.trained.rows and not as_json:
         console.print(_comparison(made.trained.rows))
 
@@ -383,10 +393,18 @@ def _progress() -> Iterator[Callable[[Any], None]]:
         yield show
 
 
-def _show(what: str, metrics: Mapping[str, Any], more: dict[str, Any], *, as_json: bool) -> None:
+def _show(
+    what: str,
+    metrics: Mapping[str, Any],
+    more: dict[str, Any],
+    told: Mapping[str, str],
+    *,
+    as_json: bool,
+) -> None:
     """The accuracies with their intervals, and what else is known."""
     if as_json:
-        _print_json({"metrics": {name: vars(value) for name, value in metrics.items()}, **more})
+        values = {name: vars(value) for name, value in metrics.items()}
+        _print_json({"metrics": values, **more, **told})
         return
     table = Table(what, "accuracy", "95 % interval", "pictures")
     for name, value in metrics.items():
@@ -396,6 +414,14 @@ def _show(what: str, metrics: Mapping[str, Any], more: dict[str, Any], *, as_jso
     if isinstance(more.get("pictures"), dict):
         console.print(_balance(more.pop("pictures")))
     console.print(", ".join(f"{name} {value}" for name, value in more.items()), soft_wrap=True)
+    for name, text in told.items():
+        console.print(f"{name}: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _told(report: Any, folder: Path) -> dict[str, str]:
+    """Whether transfer pays, and where the report is."""
+    verdicts = {f"verdict on {task.name}": task.verdict for task in report.tasks}
+    return {**verdicts, "report": str(folder / "report.html")}
 
 
 def _precision_table(candidates: Sequence[Any]) -> Table:

@@ -40,6 +40,7 @@ def write(trunk: TrunkReport, provenance: Provenance) -> Any:
             "kind": "head",
             "adapter": None,
             "model_bytes": 1234,
+            "verdict": "",
             "notes": (),
         }
         return write_card(**fields | changes)
@@ -111,6 +112,25 @@ def test_a_clear_gain_needs_no_remark(write: Any) -> None:
 
     assert "Negative transfer" not in card
     assert "overlap" not in card
+
+
+def test_a_verdict_takes_the_place_of_comparing_intervals(write: Any) -> None:
+    """It compares the same pictures one by one, which is sharper than two intervals."""
+    card = write(
+        metrics={"test": share(45, 50), "baseline_test": share(43, 50)},
+        verdict="Transfer pays: *on* the same test pictures.",
+    )
+
+    assert "**Transfer pays: \\*on\\* the same test pictures.**" in card
+    assert "that the trunk helps is not shown" not in card
+
+
+def test_other_scores_of_the_test_split_have_a_table_of_their_own(write: Any) -> None:
+    """They are no accuracies, and no baseline stands beside them."""
+    card = write(metrics={"test": share(45, 50), "test_log_loss": Estimate(1.5, 1.25, 1.75, 50)})
+
+    assert "| log loss | 1.500 [1.250, 1.750] of 50 | mean of -log p of the right label" in card
+    assert "| test\\_log\\_loss |" not in card
 
 
 def test_a_metric_without_baseline_says_so(write: Any) -> None:

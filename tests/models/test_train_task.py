@@ -63,6 +63,7 @@ def test_an_adapter_is_reported_beside_the_head(
     maps = prefix_maps(trunk, data.test, stage="test")
     logits = outputs_of(lora.special.tail, maps.maps)
     head_logits = logits_of(lora.head.head, features_of(trunk, data.test, stage="test"))
+    torch.testing.assert_close(lora.test_logits, logits)
     assert lora.metrics["test"] == row.test == accuracy(logits, data.test.labels)
     assert lora.metrics["head_only_test"] == head.test == accuracy(head_logits, data.test.labels)
     right, head_right = (values.argmax(-1) == data.test.labels for values in (logits, head_logits))
