@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from models.learning_curve import CurvePoint
 from models.logbook import Curve
@@ -92,7 +93,7 @@ def training_plot(curves: Sequence[Curve]) -> str:
                 axes.plot(epochs, curve.values, ".-", color=colour, label=curve.name)
             axes.set_xlabel("epoch")
             axes.set_ylabel(name)
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(axis="y", color=FAINT, linewidth=0.5)
             axes.legend(frameon=False)
         return _uri(figure)

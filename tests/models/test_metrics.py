@@ -51,7 +51,7 @@ def test_the_class_table_and_the_confusion_are_those_of_scikit_learn() -> None:
     """Class by class, in the order of the labels."""
     logits, labels = some()
     named, right = logits.argmax(-1).numpy(), labels.numpy()
-    table = np.stack(truth.precision_recall_fscore_support(right, named), axis=1)
+    table = np.array(truth.precision_recall_fscore_support(right, named)).T
 
     found = judge(logits, labels, names=NAMES)
 

@@ -14,10 +14,10 @@ from models.untrained import untrained_logits
 @pytest.fixture(scope="module")
 def data() -> PictureData:
     data = load_digit_task("loop", seed=0)
-    splits = {
-        name: Split(split.pictures[::6], split.labels[::6]) for name, split in data.splits.items()
-    }
-    return dataclasses.replace(data, **splits)
+    train, validation, test = (
+        Split(split.pictures[::6], split.labels[::6]) for split in data.splits.values()
+    )
+    return dataclasses.replace(data, train=train, validation=validation, test=test)
 
 
 def test_it_does_not_depend_on_what_the_trunk_has_learned(data: PictureData) -> None:
