@@ -10,21 +10,17 @@ from torch import Tensor
 from models.augment import Augmentation
 from models.backbones import Backbone
 from models.batches import TrainingPictures, pool
+from models.data import Picture
 from models.evaluate import Estimate, accuracy
 from models.fitting import fit
 from models.heads import LinearHead, features_of, logits_of
+from models.methods import METHOD, METHODS, DistillationError, Method
 from models.progress import ProgressCallback, unheard
-from models.pupil import DistillationError, Lesson, Pupil
+from models.pupil import Lesson, Pupil
 
 __all__ = ["Distillation", "DistillationError", "Lesson", "distil"]
 
-NUM_EPOCHS = 16
-PATIENCE = 8
 BATCH_SIZE = 32
-# Hinton et al. find 2.5 to 4 best for small students (2015, section 3); the shares are assumed.
-TEMPERATURE = 4.0
-SOFT_WEIGHT = 0.9
-FEATURE_WEIGHT = 1.0
 
 
 @dataclass(frozen=True)
@@ -55,13 +51,13 @@ def distil(
     from_scratch: bool,
     augmentation: Augmentation | None,
     seed: int,
-    num_epochs: int = NUM_EPOCHS,
-    patience: int = PATIENCE,
+    method: Method = METHODS[METHOD],
+    num_epochs: int | None = None,
     batch_size: int = BATCH_SIZE,
     rate_factor: float = 1.0,
-    temperature: float = TEMPERATURE,
-    soft_weight: float = SOFT_WEIGHT,
-    feature_weight: float = FEATURE_WEIGHT,
+    unlabelled: Sequence[Picture] = (),
+    num_views: int | None = None,
+    keep_last: bool = False,
     progress: ProgressCallback = unheard,
 ) -> Distillation:
     """Teach `student`, in place, what every teacher knows about every picture of the pool.
@@ -71,21 +67,27 @@ def distil(
             where a lesson has them. A picture that any lesson holds out is left out of the pool.
         from_scratch: Whether the student starts from random values; else its batch statistics stay.
         augmentation: Drawn once a picture, so that student and teachers see the same crop.
-        temperature: Softening factor of the predictions, above 0.
-        soft_weight: Share of the teachers' predictions against labels, from 0 to 1.
-        feature_weight: Weight of feature matching, at least 0. With both weights 0 no teacher is
-            asked: training without distillation, for comparison.
+        method: What the student is taught by; `METHODS` has those of the papers.
+        num_epochs: At most; half of them without a better validation score end it. None: the usual
+            number of the method.
+        unlabelled: More pictures for the pool, of which only teachers speak.
+        num_views: Fixed views of each picture, about which teachers are asked only once, which
+            saves their time from epoch `num_views` on; None draws a new view in every epoch.
+            Pictures as they are, with no augmentation and not blended, are always the same.
+        keep_last: Keep the student of the last epoch instead of the best on validation.
 
     Raises:
-        DistillationError: no lessons, two of one name, a weight out of range, or nothing to learn
-            from or to validate on.
+        DistillationError: no lessons, two of one name, nothing to learn from or to validate on, or
+            the method cannot compare these networks.
         TrainingError: a loss is not finite.
     """
     started = time.monotonic()
-    _check(lessons, temperature=temperature, soft_weight=soft_weight, feature_weight=feature_weight)
+    num_epochs = method.num_epochs if num_epochs is None else num_epochs
+    _check(lessons, method=method, unlabelled=unlabelled, num_views=num_views)
     pictures, labels = pool(
         [lesson.data.train for lesson in lessons],
         [split for lesson in lessons for split in (lesson.data.validation, lesson.data.test)],
+        unlabelled=unlabelled,
     )
     if not pictures:
         raise DistillationError(
@@ -94,22 +96,18 @@ def distil(
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        pupil = Pupil(
-            student,
-            lessons,
-            temperature=temperature,
-            soft_weight=soft_weight,
-            feature_weight=feature_weight,
-        )
-        if not from_scratch:
-            pupil.fit_heads()
         batches = TrainingPictures(
             pictures,
             [student.preprocessing, *(lesson.backbone.preprocessing for lesson in lessons)],
             augmentation=augmentation,
             batch_size=batch_size,
             seed=seed,
+            num_views=num_views,
+            blended=method.blends,
         )
+        pupil = Pupil(student, lessons, method, keeps_answers=batches.come_again)
+        if not from_scratch:
+            pupil.fit_heads()
         fitted = fit(
             pupil,
             epoch_batches=batches.epoch,
@@ -122,9 +120,10 @@ def distil(
             start_is_usable=not from_scratch,
             optimizer=pupil.optimizer(from_scratch=from_scratch, factor=rate_factor),
             num_epochs=num_epochs,
-            patience=patience,
+            patience=max(1, num_epochs // 2),
             stage="distil",
             progress=progress,
+            keep_last=keep_last,
         )
     heads = pupil.task_heads
     metrics, test_logits = _metrics(student, heads, lessons)
@@ -155,13 +154,18 @@ def _metrics(
 
 
 def _check(
-    lessons: Sequence[Lesson], *, temperature: float, soft_weight: float, feature_weight: float
+    lessons: Sequence[Lesson],
+    *,
+    method: Method,
+    unlabelled: Sequence[Picture],
+    num_views: int | None,
 ) -> None:
-    if not (temperature > 0 and 0 <= soft_weight <= 1 and feature_weight >= 0):
+    if num_views is not None and num_views < 1:
+        raise DistillationError(f"num_views={num_views}; expected at least 1.")
+    if unlabelled and not method.needs:
         raise DistillationError(
-            f"temperature={temperature}, soft_weight={soft_weight}, "
-            f"feature_weight={feature_weight}; expected temperature > 0, "
-            "0 <= soft_weight <= 1 and feature_weight >= 0."
+            f"There are {len(unlabelled)} unlabelled pictures, but this method asks no teacher, "
+            "so nothing can be learned from them. Choose another method, or leave them out."
         )
     if not lessons:
         raise DistillationError("There is no teacher to learn from; expected at least one.")

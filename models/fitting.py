@@ -84,8 +84,9 @@ def fit(
     schedule: ScheduleName = "cosine",
     average: WeightAverage | None = None,
     snapshot: Snapshot | None = None,
+    keep_last: bool = False,
 ) -> Fitted:
-    """Train and leave `trained` in its best state on validation.
+    """Train and leave `trained` in its best state on validation, or in its last.
 
     Args:
         trained: Every module that the optimizer changes.
@@ -96,6 +97,7 @@ def fit(
         average: Of `trained`; then its weights are validated and kept, not those of the last step.
         snapshot: Where to go on from and what to write after each epoch; who has kept the result
             removes it. A run that goes on gives the same bits as one that was never interrupted.
+        keep_last: Keep the last state, as a fixed budget asks for, and never give up.
 
     Raises:
         TrainingError: a loss is not finite.
@@ -117,7 +119,7 @@ def fit(
             if average:
                 average.update()
         with average.in_place() if average else nullcontext():
-            run.judge(Epoch(number, total / num_batches, score := validate()))
+            run.judge(Epoch(number, total / num_batches, score := validate()), keep=keep_last)
         if snapshot:
             snapshot.save(run.state())
         note = f"validation {score.accuracy:.3f}, best {run.best.accuracy:.3f}"
@@ -150,10 +152,10 @@ class _Run:
         if average:
             self._parts["average"] = average.model
 
-    def judge(self, epoch: Epoch) -> None:
-        """Keep the state if no epoch before was better."""
+    def judge(self, epoch: Epoch, *, keep: bool) -> None:
+        """Keep the state if no epoch before was better, or in any case."""
         self.epochs.append(epoch)
-        if epoch.validation > self.best:
+        if keep or epoch.validation > self.best:
             self.best, self.best_epoch = epoch.validation, epoch.number
             self.best_state = copy.deepcopy(self._trained.state_dict())
 

@@ -54,6 +54,22 @@ def load_folder(folder: Path, *, seed: int, progress: ProgressCallback = unheard
     )
 
 
+def read_pictures(folder: Path) -> list[Picture]:
+    """Every readable picture in a folder and its subfolders, each once, whatever they show.
+
+    Raises:
+        DataError: no folder, or no picture in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder}; expected one with pictures.")
+    reader = _Reader(folder, unheard)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    pictures = reader.all_of([path for path in files if not _is_hidden(path, folder)])
+    if not pictures:
+        raise DataError(f"{folder} has no readable picture.{reader.hint()}")
+    return pictures
+
+
 def _entries(labels: tuple[str, ...], classes: list[list[Picture]]) -> list[tuple[str, str]]:
     return [
         (label, picture.key)
@@ -129,6 +145,10 @@ class _Reader:
             classes.append(pictures)
         return classes
 
+    def all_of(self, files: list[Path]) -> list[Picture]:
+        """The readable ones."""
+        return [picture for path in files if (picture := self._picture(path))]
+
     def hint(self) -> str:
         """The first files left out, for an error about too few pictures."""
         some = "; ".join(f"{item.path}: {item.reason}" for item in self.skipped[:3])
@@ -157,3 +177,7 @@ def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _is_hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)

@@ -1,16 +1,16 @@
 """A student while it learns, and the lessons that it learns from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from models.answers import Answer, Memory, features_and_maps
 from models.backbones import Backbone
-from models.batches import Batch
+from models.batches import UNKNOWN, Batch
 from models.data import PictureData
-from models.errors import LearningError
 from models.fitting import (
     Score,
     follow_batch_statistics,
@@ -18,21 +18,19 @@ from models.fitting import (
     parameter_groups,
     score,
 )
+from models.grids import as_grid, one_size
 from models.heads import Head, LinearHead, features_of
 from models.logistic import choose_logistic_head
-from models.losses import distillation_loss, feature_loss, label_loss
+from models.losses import label_loss
+from models.methods import DistillationError, Hint, Method
 
 SCRATCH_RATE = 3e-3
 TRAINED_RATE, FITTED_HEAD_RATE = 5e-4, 1e-3
 
 
-class DistillationError(LearningError):
-    """Teachers and data do not belong together."""
-
-
 @dataclass(frozen=True)
 class Lesson:
-    """One teacher with the data of its task.
+    """One teacher with the data of its task, and what the teacher was asked already.
 
     Raises:
         DistillationError: the teacher's labels are not those of the data.
@@ -42,6 +40,7 @@ class Lesson:
     head: Head
     labels: tuple[str, ...]
     data: PictureData
+    memory: Memory = field(default_factory=Memory, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.labels != self.data.labels:
@@ -52,16 +51,22 @@ class Lesson:
 
 
 class Pupil(nn.Module):
-    """The student, with a head and a projection for each lesson: all that the optimizer changes."""
+    """The student, with a head and a projection for each lesson: all that the optimizer changes.
+
+    Args:
+        keeps_answers: Whether teachers remember what they said, as pictures come again.
+
+    Raises:
+        DistillationError: the method compares maps, and those of both networks are no grids.
+    """
 
     def __init__(
         self,
         student: Backbone,
         lessons: Sequence[Lesson],
+        method: Method,
         *,
-        temperature: float,
-        soft_weight: float,
-        feature_weight: float,
+        keeps_answers: bool,
     ) -> None:
         super().__init__()
         self.student = student
@@ -69,14 +74,13 @@ class Pupil(nn.Module):
             LinearHead(student.num_features, len(lesson.labels)) for lesson in lessons
         )
         self.projections = nn.ModuleList(
-            nn.Linear(student.num_features, lesson.backbone.num_features) for lesson in lessons
+            _projection(student, lesson.backbone, method) for lesson in lessons
         )
         self.to(student.mean.device)
+        self._method = method
+        self._keeps_answers = keeps_answers
         # A plain tuple: teachers are no part of the state that is trained and kept.
         self._lessons = tuple(lessons)
-        self._temperature = temperature
-        self._soft_weight = soft_weight
-        self._feature_weight = feature_weight
 
     @property
     def task_heads(self) -> tuple[LinearHead, ...]:
@@ -117,29 +121,51 @@ class Pupil(nn.Module):
 
     def loss(self, batch: Batch, labels: Int[Tensor, "batch lessons"]) -> Float[Tensor, ""]:
         """Mean over the lessons."""
-        device = self.student.mean.device
-        features = self.student(batch.images[self.student.preprocessing].to(device))
+        if self._method.blends:
+            labels = torch.full_like(labels, UNKNOWN)
+        images = batch.images[self.student.preprocessing]
+        features, maps = features_and_maps(
+            self.student, images, with_maps="maps" in self._method.needs
+        )
         losses = [
-            self._lesson_loss(at, features, batch, labels[:, at].to(device))
-            for at in range(len(self._lessons))
+            self._lesson_loss(at, Answer(head(features), features, maps), batch, labels[:, at])
+            for at, head in enumerate(self.heads)
         ]
         return torch.stack(losses).mean()
 
-    def _lesson_loss(self, at: int, features: Tensor, batch: Batch, labels: Tensor) -> Tensor:
-        logits = self.heads[at](features)
-        if self._soft_weight == 0 and self._feature_weight == 0:
-            return label_loss(logits, labels)
-        target, teacher_logits = _ask(self._lessons[at], batch, features.device)
-        loss = distillation_loss(
-            logits,
-            teacher_logits,
-            labels,
-            temperature=self._temperature,
-            soft_weight=self._soft_weight,
-        )
-        if self._feature_weight == 0:
+    def _lesson_loss(self, at: int, student: Answer, batch: Batch, labels: Tensor) -> Tensor:
+        method, device = self._method, student.logits.device
+        labels = labels.to(device)
+        loss = method.label_weight * label_loss(student.logits, labels)
+        if not method.needs:
             return loss
-        return loss + self._feature_weight * feature_loss(self.projections[at](features), target)
+        lesson = self._lessons[at]
+        teacher = lesson.memory.ask(
+            lesson.backbone,
+            lesson.head,
+            batch.images[lesson.backbone.preprocessing],
+            with_maps="maps" in method.needs,
+            keep=self._keeps_answers,
+        )
+        if method.soft and method.soft_weight > 0:
+            logits = teacher.logits.to(device)
+            soft = method.soft(student.logits, logits, labels, method.temperature)
+            loss = loss + method.soft_weight * soft
+        if method.hint and method.hint_weight > 0:
+            hint = self._hint_loss(at, method.hint, student, teacher)
+            loss = loss + method.hint_weight * hint
+        return loss
+
+    def _hint_loss(self, at: int, hint: Hint, student: Answer, teacher: Answer) -> Tensor:
+        device = student.logits.device
+        if student.maps is None or teacher.maps is None:
+            own, target = student.features, teacher.features.to(device)
+            return hint.loss(self.projections[at](own), target)
+        own, target = one_size(
+            as_grid(student.maps, name=self.student.name),
+            as_grid(teacher.maps.to(device), name=self._lessons[at].backbone.name),
+        )
+        return hint.loss(self.projections[at](own), target)
 
     def score(self) -> Score:
         """Mean over the lessons, each on its own validation pictures."""
@@ -153,10 +179,19 @@ class Pupil(nn.Module):
         )
 
 
-def _ask(lesson: Lesson, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A teacher's features and logits, on the same crops as the student's."""
-    images = batch.images[lesson.backbone.preprocessing].to(lesson.backbone.mean.device)
+def _projection(student: Backbone, teacher: Backbone, method: Method) -> nn.Module:
+    """The student's features or maps to the teacher's width, where the method compares them so."""
+    if not method.hint or not method.hint.is_projected or method.hint_weight == 0:
+        return nn.Identity()
+    if method.hint.reads == "features":
+        return nn.Linear(student.num_features, teacher.num_features)
+    return nn.Conv2d(_num_channels(student), _num_channels(teacher), 1)
+
+
+def _num_channels(backbone: Backbone) -> int:
+    """Of the maps at the cut, found on one black picture."""
+    size_px, device = backbone.preprocessing.size_px, backbone.mean.device
+    black = torch.zeros(1, size_px, size_px, 3, dtype=torch.uint8, device=device)
     with torch.no_grad():
-        features = lesson.backbone.eval()(images)
-        logits = lesson.head(features)
-    return features.to(device), logits.to(device)
+        maps = backbone.eval().prefix(backbone.normalise(black))
+    return as_grid(maps, name=backbone.name).shape[1]

@@ -6,6 +6,7 @@ What the command line and the demo call; each function reads like the steps that
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from jaxtyping import UInt8
@@ -25,10 +26,6 @@ from models.checkpoint import (
 from models.data import DataError, PictureData, to_batch
 from models.digits import DIGIT_TASKS, load_digit_task
 from models.distil import (
-    FEATURE_WEIGHT,
-    NUM_EPOCHS,
-    SOFT_WEIGHT,
-    TEMPERATURE,
     Distillation,
     DistillationError,
     Lesson,
@@ -36,8 +33,9 @@ from models.distil import (
 )
 from models.fine_tuning import FineTuning, FineTuningError
 from models.fine_tuning import fine_tuning as fine_tuning  # noqa: PLC0414 (its door)
-from models.folders import load_folder
+from models.folders import load_folder, read_pictures
 from models.logbook import Logbook
+from models.methods import METHOD, MethodName, find_method
 from models.progress import ProgressCallback, unheard
 from models.record import TaskRecord
 from models.report import Report
@@ -187,17 +185,23 @@ def make_student(
     augmentation: str | None,
     seed: int,
     command: str,
-    num_epochs: int = NUM_EPOCHS,
-    temperature: float = TEMPERATURE,
-    soft_weight: float = SOFT_WEIGHT,
-    feature_weight: float = FEATURE_WEIGHT,
+    num_epochs: int | None = None,
+    method: MethodName = METHOD,
+    changes: Mapping[str, float] = MappingProxyType({}),
+    unlabelled: Sequence[Path] = (),
+    num_views: int | None = None,
+    keep_last: bool = False,
     progress: ProgressCallback = unheard,
 ) -> MadeStudent:
     """Distil a student from teachers and the data that they learned from, and write its folder.
 
     Args:
         augmentation: A key of `AUGMENTATIONS`; None chooses by the kind of data.
-        num_epochs: This and the next three are those of `distil`.
+        num_epochs: None: the usual number of the method.
+        method: What teaches the student.
+        changes: Weights and temperature of the method, by the names of `find_method`.
+        num_views: This and `keep_last` are those of `distil`.
+        unlabelled: Folders of more pictures, in any subfolders.
 
     Raises:
         LearningError: data, weights, backbones or training are not what they have to be.
@@ -208,6 +212,7 @@ def make_student(
             "the same order."
         )
     logbook = Logbook(progress)
+    chosen = find_method(method, **changes)
     known = [load_teacher(folder) for folder in teachers]
     lessons = tuple(
         Lesson(
@@ -220,17 +225,18 @@ def make_student(
         for teacher, source in zip(known, sources, strict=True)
     )
     net, report = build_backbone(student, weights=weights, allow_untrained=True, seed=seed)
-    chosen = augmentation or default_augmentation(lessons[0].data)
+    more = [picture for folder in unlabelled for picture in read_pictures(folder)]
     distilled = distil(
         net,
         lessons,
         from_scratch=not report.is_trained,
-        augmentation=AUGMENTATIONS[chosen],
+        augmentation=AUGMENTATIONS[augmentation or default_augmentation(lessons[0].data)],
         seed=seed,
         num_epochs=num_epochs,
-        temperature=temperature,
-        soft_weight=soft_weight,
-        feature_weight=feature_weight,
+        method=chosen,
+        unlabelled=more,
+        num_views=num_views,
+        keep_last=keep_last,
         progress=logbook,
     )
     tasks = tuple(

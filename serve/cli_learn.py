@@ -183,13 +183,51 @@ def distil(
     out: Out,
     weights: Weights = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Softening factor, above 0.")] = None,
+    method: Annotated[
+        Literal[
+            "cosine",
+            "kd",
+            "standardised",
+            "dkd",
+            "dist",
+            "patient",
+            "fitnets",
+            "attention",
+            "rkd",
+            "labels",
+        ],
+        typer.Option(
+            help="What teaches beside labels. Logits: kd (soft targets), standardised, dkd, dist; "
+            "patient: the teachers alone, on pictures blended in pairs, for many epochs. Features: "
+            "cosine (with kd), rkd (relations). Maps at the cut: fitnets, attention. labels: no "
+            "teacher, for comparison."
+        ),
+    ] = "cosine",
+    temperature: Annotated[
+        float | None, typer.Option(help="Softening factor, above 0; by the method unless given.")
+    ] = None,
+    label_weight: Annotated[float | None, typer.Option(help="Weight of labels.")] = None,
     soft_weight: Annotated[
-        float | None, typer.Option(help="Teachers against labels, 0 to 1; 0: labels only.")
+        float | None, typer.Option(help="Weight of the teachers' predictions.")
     ] = None,
-    feature_weight: Annotated[
-        float | None, typer.Option(help="Weight of feature matching; 0: none.")
+    hint_weight: Annotated[
+        float | None, typer.Option(help="Weight of features or maps, whichever it compares.")
     ] = None,
+    unlabelled: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of more pictures, of any kind, that teachers speak about."),
+    ] = None,
+    views: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Fixed crops of each picture, about which teachers are asked only once; a new "
+            "one in every epoch unless given.",
+        ),
+    ] = None,
+    last: Annotated[
+        bool, typer.Option("--last", help="Keep the last epoch, not the best on validation.")
+    ] = False,
     augment: Augment = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -197,11 +235,11 @@ def distil(
     """Distil one student trunk from one or several teachers."""
     from models.recipe import make_student  # noqa: PLC0415
 
-    settings: dict[str, Any] = {
-        "num_epochs": epochs,
-        "temperature": temperature,
+    weights_given = {
+        "label_weight": label_weight,
         "soft_weight": soft_weight,
-        "feature_weight": feature_weight,
+        "hint_weight": hint_weight,
+        "temperature": temperature,
     }
     with _progress() as progress:
         made = make_student(
@@ -213,11 +251,17 @@ def distil(
             augmentation=augment,
             seed=seed,
             command=_command(),
+            num_epochs=epochs,
+            method=method,
+            changes={name: value for name, value in weights_given.items() if value is not None},
+            unlabelled=unlabelled or (),
+            num_views=views,
+            keep_last=last,
             progress=progress,
-            **{name: value for name, value in settings.items() if value is not None},
         )
     _say(str(made.weights), *(line for lesson in made.lessons for line in _left_out(lesson.data)))
     more = {
+        "method": method,
         "parameters": made.distilled.student.num_parameters,
         "teacher_parameters": list(made.teacher_parameters),
         "best_epoch": made.distilled.best_epoch,

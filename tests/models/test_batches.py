@@ -29,11 +29,17 @@ PICTURES = [picture(seed) for seed in range(10)]
 
 
 def pictures(
-    augmentation: Augmentation | None, *, batch_size: int = 4, seed: int = 0
+    augmentation: Augmentation | None,
+    *,
+    batch_size: int = 4,
+    seed: int = 0,
+    num_views: int | None = None,
+    blended: bool = False,
 ) -> TrainingPictures:
     return TrainingPictures(
-        PICTURES, [SMALL, LARGE], augmentation=augmentation, batch_size=batch_size, seed=seed
-    )
+        PICTURES, [SMALL, LARGE], augmentation=augmentation, batch_size=batch_size, seed=seed,
+        num_views=num_views, blended=blended,
+    )  # fmt: skip
 
 
 def by_row(source: TrainingPictures, epoch: int, preprocessing: Preprocessing) -> Tensor:
@@ -104,6 +110,63 @@ def test_another_seed_draws_other_crops_and_another_order() -> None:
     assert all(a != b for a, b in pairwise(orders))
 
 
+def test_fixed_views_come_in_turn_and_in_new_order() -> None:
+    """Two views: the third epoch has the pixels of the first, in other batches."""
+    source = pictures(PHOTOS, num_views=2)
+    first, second, third = (by_row(source, epoch, SMALL) for epoch in (1, 2, 3))
+    orders = [torch.cat([batch.rows for batch in source.epoch(epoch)]) for epoch in (1, 3)]
+
+    assert torch.equal(first, third)
+    assert not torch.equal(first, second)
+    assert not torch.equal(*orders)
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "num_views", "blended", "again"),
+    [
+        (PHOTOS, None, False, False),
+        (PHOTOS, 3, False, True),
+        (None, None, False, True),
+        (None, None, True, False),
+        (None, 3, True, True),
+    ],
+)
+def test_pixels_come_again_where_views_are_fixed_or_pictures_plain(
+    augmentation: Augmentation | None, num_views: int | None, *, blended: bool, again: bool
+) -> None:
+    """What is said is what happens, over twelve epochs."""
+    source = pictures(augmentation, num_views=num_views, blended=blended)
+    epochs = [by_row(source, epoch, SMALL) for epoch in range(1, 13)]
+
+    assert source.come_again == again
+    assert any(torch.equal(epochs[0], other) for other in epochs[1:]) == again
+
+
+def test_a_blend_is_a_mean_of_two_views() -> None:
+    """Weighed by one share for all pixels and all sizes, which differs from picture to picture."""
+    plain, blended = pictures(None), pictures(None, blended=True)
+    seen = {size: by_row(plain, 1, size).double() for size in (SMALL, LARGE)}
+    blends = {size: by_row(blended, 1, size).double() for size in (SMALL, LARGE)}
+
+    shares = set[float]()
+    for row in range(len(PICTURES)):
+        fits = [
+            share
+            for partner in range(len(PICTURES))
+            for share in np.linspace(0, 1, 501)
+            if _is_blend(blends[SMALL][row], seen[SMALL][row], seen[SMALL][partner], share)
+            and _is_blend(blends[LARGE][row], seen[LARGE][row], seen[LARGE][partner], share)
+        ]
+        assert fits
+        shares.add(round(fits[0], 2))
+    assert len(shares) >= 5
+
+
+def _is_blend(blend: Tensor, one: Tensor, other: Tensor, share: float) -> bool:
+    # Half a step of rounding, and half of the grid's 1/500 times 255.
+    return bool((share * one + (1 - share) * other - blend).abs().max() <= 0.8)
+
+
 def test_drawings_are_never_mirrored() -> None:
     """A picture that is dark at the left stays dark at the left."""
     ramp = np.tile(np.linspace(0, 255, 64, dtype=np.uint8)[None, :, None], (64, 1, 3))
@@ -164,3 +227,14 @@ def test_what_any_task_holds_out_is_in_nobodys_pool() -> None:
 
     assert [one.key for one in together] == ["key1", "key3"]
     assert labels.shape == (2, 2)
+
+
+def test_unlabelled_pictures_are_pooled_unless_a_task_has_them_or_holds_them_out() -> None:
+    """A label that a task knows is kept."""
+    train = Split(tuple(PICTURES[:2]), torch.tensor([1, 0]))
+    held_out = Split(tuple(PICTURES[2:4]), torch.tensor([0, 0]))
+
+    pictures, labels = pool([train], [held_out], unlabelled=PICTURES[1:6])
+
+    assert [one.key for one in pictures] == ["key0", "key1", "key4", "key5"]
+    assert labels.tolist() == [[1], [0], [UNKNOWN], [UNKNOWN]]

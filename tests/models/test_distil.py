@@ -5,18 +5,21 @@ import dataclasses
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from models.answers import Memory
 from models.augment import DRAWINGS
 from models.backbones import Backbone, build_backbone
-from models.batches import UNKNOWN, TrainingPictures
+from models.batches import UNKNOWN, Batch, TrainingPictures
 from models.data import PictureData, Split
 from models.digits import DigitTask, load_digit_task
 from models.distil import Distillation, DistillationError, Lesson, distil
+from models.feature_losses import feature_loss
 from models.fine_tuning import fine_tuning
 from models.heads import LinearHead, features_of
 from models.logistic import logistic_head
-from models.losses import distillation_loss, feature_loss
+from models.losses import label_loss, soft_target_loss
+from models.methods import METHODS, MethodName, find_method
 from models.pupil import Pupil
 from models.transfer import teach
 
@@ -56,17 +59,21 @@ def lesson(data: PictureData, *, seed: int = 9) -> Lesson:
 
 
 def quick(
-    student: Backbone,
-    *lessons: Lesson,
-    seed: int = 0,
-    temperature: float = 4.0,
-    soft_weight: float = 0.9,
-    feature_weight: float = 1.0,
+    student: Backbone, *lessons: Lesson, seed: int = 0, method: MethodName = "cosine"
 ) -> Distillation:
     return distil(
         student, lessons, from_scratch=True, augmentation=DRAWINGS, seed=seed, num_epochs=2,
-        temperature=temperature, soft_weight=soft_weight, feature_weight=feature_weight,
+        method=METHODS[method],
     )  # fmt: skip
+
+
+def batch_of(data: PictureData, student: Backbone) -> tuple[Batch, Tensor]:
+    """One batch of training pictures, and its labels as of one lesson."""
+    source = TrainingPictures(
+        data.train.pictures, [student.preprocessing], augmentation=DRAWINGS, batch_size=30, seed=0
+    )
+    batch = next(iter(source.epoch(1)))
+    return batch, data.train.labels[batch.rows][:, None]
 
 
 def state_of(student: Backbone) -> dict[str, Tensor]:
@@ -94,18 +101,13 @@ def test_the_teacher_stays_as_it_is() -> None:
     assert all(torch.equal(tensor, before[k]) for k, tensor in one.backbone.state_dict().items())
 
 
-def test_with_both_weights_zero_no_teacher_is_asked() -> None:
+def test_labels_alone_ask_no_teacher() -> None:
     """Even a teacher that answers NaN does not matter."""
     one = lesson(some("digits"))
-    torch.nn.init.constant_(one.head.state_dict()["bias"], float("nan"))
-    pupil = Pupil(untrained(), [one], temperature=1.0, soft_weight=0.0, feature_weight=0.0)
-    sizes = [pupil.student.preprocessing]
-    source = TrainingPictures(
-        one.data.train.pictures, sizes, augmentation=None, batch_size=30, seed=0
-    )
-    batch = next(iter(source.epoch(1)))
+    nn.init.constant_(one.head.state_dict()["bias"], float("nan"))
+    pupil = Pupil(untrained(), [one], METHODS["labels"], keeps_answers=False)
 
-    assert torch.isfinite(pupil.loss(batch, one.data.train.labels[batch.rows][:, None]))
+    assert torch.isfinite(pupil.loss(*batch_of(one.data, pupil.student)))
 
 
 def test_without_distillation_the_student_does_not_depend_on_its_teacher() -> None:
@@ -113,8 +115,8 @@ def test_without_distillation_the_student_does_not_depend_on_its_teacher() -> No
     data = some("digits")
     good, bad = lesson(data), lesson(data, seed=10)
 
-    plain = quick(untrained(), good, soft_weight=0.0, feature_weight=0.0).student
-    same = quick(untrained(), bad, soft_weight=0.0, feature_weight=0.0).student
+    plain = quick(untrained(), good, method="labels").student
+    same = quick(untrained(), bad, method="labels").student
     taught = quick(untrained(), good).student
 
     stems = [one.state_dict()["prefix.stem.0.weight"] for one in (plain, same, taught)]
@@ -125,7 +127,10 @@ def test_without_distillation_the_student_does_not_depend_on_its_teacher() -> No
 def test_the_loss_is_soft_targets_plus_matched_features_averaged_over_lessons() -> None:
     """Written out for two teachers with a batch in which each label is known to one only."""
     lessons = (lesson(some("digits")), lesson(some("parity"), seed=3))
-    pupil = Pupil(untrained(), lessons, temperature=3.0, soft_weight=0.7, feature_weight=2.0).eval()
+    method = find_method(
+        "cosine", label_weight=0.3, soft_weight=0.7, hint_weight=2.0, temperature=3.0
+    )
+    pupil = Pupil(untrained(), lessons, method, keeps_answers=False).eval()
     student = pupil.student
     sizes = [student.preprocessing, lessons[0].backbone.preprocessing]
     source = TrainingPictures(
@@ -144,14 +149,10 @@ def test_the_loss_is_soft_targets_plus_matched_features_averaged_over_lessons() 
     parts: list[Tensor] = []
     for at, one in enumerate(lessons):
         target = one.backbone(batch.images[one.backbone.preprocessing])
-        soft = distillation_loss(
-            pupil.heads[at](features),
-            one.head(target),
-            labels[:, at],
-            temperature=3.0,
-            soft_weight=0.7,
-        )
-        parts.append(soft + 2.0 * feature_loss(pupil.projections[at](features), target))
+        logits = pupil.heads[at](features)
+        soft = soft_target_loss(logits, one.head(target), temperature=3.0)
+        hint = feature_loss(pupil.projections[at](features), target)
+        parts.append(0.3 * label_loss(logits, labels[:, at]) + 0.7 * soft + 2.0 * hint)
     torch.testing.assert_close(loss, (parts[0] + parts[1]) / 2)
 
 
@@ -204,19 +205,101 @@ def test_labels_of_other_data_are_refused() -> None:
         dataclasses.replace(one, data=some("loop"))
 
 
-@pytest.mark.parametrize(
-    ("temperature", "soft_weight", "feature_weight"),
-    [(0.0, 0.5, 1.0), (1.0, 1.5, 1.0), (1.0, -0.5, 1.0), (1.0, 0.5, -1.0)],
-)
-def test_weights_out_of_range_are_refused(
-    temperature: float, soft_weight: float, feature_weight: float
-) -> None:
-    """The message shows what was given and what is allowed."""
-    shown = f"temperature={temperature}, soft_weight={soft_weight}, feature_weight={feature_weight}"
-    with pytest.raises(DistillationError, match=f"{shown}; expected temperature > 0"):
-        quick(
-            untrained(), lesson(some("parity")), temperature=temperature,
-            soft_weight=soft_weight, feature_weight=feature_weight,
+@pytest.mark.parametrize("method", ["fitnets", "attention"])
+def test_maps_are_compared_at_the_cut(method: MethodName) -> None:
+    """A copy of the teacher has no attention to learn; for a hint it needs the right map."""
+    one = lesson(some("parity"))
+    pupil = Pupil(one.backbone, [one], METHODS[method], keeps_answers=False).eval()
+    batch, labels = batch_of(one.data, pupil.student)
+    unknown = torch.full_like(labels, UNKNOWN)
+
+    untaught = pupil.loss(batch, unknown)
+    if method == "fitnets":
+        projection = pupil.projections[0]
+        assert isinstance(projection, nn.Conv2d)
+        assert projection.bias is not None
+        nn.init.dirac_(projection.weight)
+        nn.init.zeros_(projection.bias)
+        assert untaught > 0.1
+    torch.testing.assert_close(pupil.loss(batch, unknown), torch.tensor(0.0))
+
+
+def test_a_teacher_is_asked_once_about_each_fixed_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And in every epoch where views are drawn anew; the students are the same either way."""
+    asked: list[int] = []
+    one = lesson(some("parity"))
+    forward = one.head.forward
+
+    def counting(features: Tensor) -> Tensor:
+        asked.append(len(features))
+        return forward(features)
+
+    monkeypatch.setattr(one.head, "forward", counting)
+
+    def run(num_views: int | None) -> int:
+        asked.clear()
+        lessons = [dataclasses.replace(one, memory=Memory())]
+        distil(
+            untrained(), lessons, from_scratch=True, augmentation=DRAWINGS, seed=0, num_epochs=4,
+            method=METHODS["kd"], num_views=num_views,
+        )  # fmt: skip
+        return sum(asked) - 80  # validation and test, which are asked about at the end
+
+    assert [run(1), run(2), run(None)] == [60, 120, 240]
+
+
+def test_unlabelled_pictures_join_the_pool_unless_they_are_held_out() -> None:
+    """Of them the teacher alone speaks, so the label of one is nowhere asked for."""
+    one = lesson(some("parity"))
+    others = some("digits", start=200).train.pictures
+    unlabelled = [*others, *one.data.test.pictures, *one.data.train.pictures]
+
+    result = distil(
+        untrained(), [one], from_scratch=True, augmentation=DRAWINGS, seed=0, num_epochs=1,
+        unlabelled=unlabelled,
+    )  # fmt: skip
+
+    assert result.num_pictures == len({p.key for p in (*others, *one.data.train.pictures)}) == 120
+
+
+def test_unlabelled_pictures_need_a_teacher() -> None:
+    """By labels alone nothing can be learned from them."""
+    one = lesson(some("parity"))
+
+    with pytest.raises(DistillationError, match="40 unlabelled pictures, but this method asks no"):
+        distil(
+            untrained(), [one], from_scratch=True, augmentation=None, seed=0,
+            method=METHODS["labels"], unlabelled=one.data.test.pictures,
+        )  # fmt: skip
+
+
+def test_the_last_student_can_be_kept() -> None:
+    """As a fixed budget asks for, whatever validation says of it."""
+    one = lesson(some("parity"))
+
+    result = distil(
+        untrained(), [one], from_scratch=True, augmentation=DRAWINGS, seed=0, num_epochs=3,
+        keep_last=True,
+    )  # fmt: skip
+
+    assert result.best_epoch == 3
+
+
+def test_blended_pictures_are_taught_by_the_teacher_alone() -> None:
+    """Their labels do not matter, and their teacher sees the blend."""
+    one = lesson(some("parity"))
+    pupil = Pupil(untrained(), [one], METHODS["patient"], keeps_answers=False).eval()
+    batch, labels = batch_of(one.data, pupil.student)
+
+    torch.testing.assert_close(pupil.loss(batch, labels), pupil.loss(batch, 1 - labels))
+
+
+def test_views_in_no_number_are_refused() -> None:
+    """The message shows what was given."""
+    with pytest.raises(DistillationError, match="num_views=0; expected at least 1"):
+        distil(
+            untrained(), [lesson(some("parity"))], from_scratch=True, augmentation=None, seed=0,
+            num_views=0,
         )  # fmt: skip
 
 

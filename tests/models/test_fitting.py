@@ -36,6 +36,7 @@ def run(
     num_epochs: int = 10,
     patience: int = 3,
     start_is_usable: bool = True,
+    keep_last: bool = False,
 ) -> tuple[int, list[Progress]]:
     """Train with one batch an epoch and the given validation scores."""
     heard: list[Progress] = []
@@ -53,6 +54,7 @@ def run(
         patience=patience,
         stage="fit",
         progress=heard.append,
+        keep_last=keep_last,
     )
     return fitted.best_epoch, heard
 
@@ -70,6 +72,16 @@ def test_the_best_state_is_kept_and_not_the_last() -> None:
     assert best_epoch == 2
     assert point.at.item() == seen[2]  # what the third epoch started from
     assert not point.training
+
+
+def test_the_last_state_is_kept_if_asked_for() -> None:
+    """A fixed budget: no stopping early, whatever validation says."""
+    point = Point()
+
+    last, heard = run(point, loss=lambda: -point.at, scores=[0.9] + [0.1] * 10, keep_last=True)
+
+    assert (last, len(heard)) == (10, 10)
+    assert point.at.item() > 0
 
 
 def test_training_stops_when_validation_does_not_improve() -> None:

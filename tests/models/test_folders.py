@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from models.data import DataError, PictureData, join
-from models.folders import load_folder
+from models.folders import load_folder, read_pictures
 from models.pictures import Preprocessing, load_picture
 from models.progress import Progress
 
@@ -209,6 +209,30 @@ def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     """The path is named."""
     with pytest.raises(DataError, match=r"There is no folder .*absent"):
         load_folder(tmp_path / "absent", seed=0)
+
+
+def test_pictures_without_labels_are_read_from_any_subfolder(tmp_path: Path) -> None:
+    """Each content once; hidden files and what is no picture are left out."""
+    write(tmp_path / "one.png", seed=0)
+    write(tmp_path / "deep" / "er" / "two.jpg", seed=1)
+    write(tmp_path / "copy.png", seed=0)
+    write(tmp_path / ".cache" / "three.png", seed=2)
+    (tmp_path / "notes.txt").write_text("no picture")
+
+    pictures = read_pictures(tmp_path)
+
+    assert [str(one.source) for one in pictures] == [
+        str(tmp_path / "copy.png"), str(tmp_path / "deep" / "er" / "two.jpg")
+    ]  # fmt: skip
+
+
+def test_a_folder_without_any_picture_is_an_error(tmp_path: Path) -> None:
+    """Whether it is missing, empty, or has other files only."""
+    with pytest.raises(DataError, match=r"no folder .*absent; expected one with pictures"):
+        read_pictures(tmp_path / "absent")
+    (tmp_path / "notes.txt").write_text("no picture")
+    with pytest.raises(DataError, match=r"no readable picture\. Left out 1 files.*notes\.txt"):
+        read_pictures(tmp_path)
 
 
 def test_reading_reports_progress(tmp_path: Path) -> None:
