@@ -23,20 +23,26 @@ async def run_open_load(
     seed: int,
     warm_up_s: float = 0.5,
     headers: Sequence[str] = (),
+    give_up_s: float = 60.0,
 ) -> Load:
     """POST `body` to `url`, `rate` times a second, on as many connections as it takes.
 
-    A latency counts from when the request was due, so a sender that is late hides nothing.
+    A latency counts from when the request was due, so a sender that is late hides nothing. A caller
+    who has waited for `give_up_s`, or cannot connect, hangs up and has failed.
     """
     request = request_of(url, body, headers=headers)
     load, idle = Load(seconds), list[Connection]()
     began_s = time.monotonic() + warm_up_s
 
     async def send(due_s: float) -> None:
-        connection = idle.pop() if idle else Connection(url)
-        status, _ = await connection.post(request)
+        connection, status = idle.pop() if idle else Connection(url), 0
+        try:
+            async with asyncio.timeout(give_up_s):
+                status, _ = await connection.post(request)
+            idle.append(connection)
+        except (OSError, asyncio.IncompleteReadError):  # a TimeoutError is an OSError
+            connection.close()
         is_answered = status == HTTPStatus.OK
-        idle.append(connection)
         if due_s >= began_s and is_answered:
             load.latencies_s.append(time.monotonic() - due_s)
         if due_s >= began_s and status == HTTPStatus.SERVICE_UNAVAILABLE:

@@ -2,8 +2,9 @@
 
 Requests that allow half a second come at Poisson times: as many a second as the service was just
 measured to answer with all its connections busy, and three times as many. Goodput is what was
-answered within that half second, by the client's clock and from when the request was due. A service
-that takes all that comes answers everything too late under the latter.
+answered within that half second, by the client's clock and from when the request was due; a caller
+hangs up after twice that. A service that takes all that comes answers everything too late under the
+latter.
 
 A trunk of a usual size says whether refusing costs more than it saves; MobileNetV3-small, whose run
 takes no longer than the rest of a request, shows where that ends.
@@ -87,7 +88,14 @@ def _open_load(url: str, jpeg: bytes, rate: float, seconds: float, *, seed: int)
     headers = (f"x-headstock-timeout-ms: {1000 * LIMIT_S:.0f}",)
     return asyncio.run(
         run_open_load(
-            url, jpeg, rate=rate, seconds=seconds, seed=seed, headers=headers, warm_up_s=2 * LIMIT_S
+            url,
+            jpeg,
+            rate=rate,
+            seconds=seconds,
+            seed=seed,
+            headers=headers,
+            warm_up_s=2 * LIMIT_S,
+            give_up_s=2 * LIMIT_S,
         )
     )
 
