@@ -14,7 +14,7 @@ from serve.settings import ServeSettings
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "operations"
 RULES = ROOT / "k8s" / "components" / "monitoring" / "prometheus-rules.yaml"
-(GROUP,) = yaml.safe_load(RULES.read_text())["groups"]
+(GROUP,) = yaml.safe_load(RULES.read_text())["spec"]["groups"]
 DISASTERS = [
     [cell.strip() for cell in line.strip("|").split("|")]
     for line in (FOLDER / "disasters.md").read_text().splitlines()

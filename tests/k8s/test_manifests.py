@@ -27,11 +27,13 @@ from tests.k8s.manifests import (
     Object,
     containers,
     overlay,
+    pods,
     ray_service,
     render,
     serve_config,
     variables,
 )
+from tests.k8s.prometheus_operator import SCHEMAS
 from tests.k8s.schemas import check_core, check_custom, crd_schema
 
 pytestmark = pytest.mark.skipif(
@@ -103,16 +105,35 @@ def test_every_component_renders_and_is_taken(
     everything: tuple[Object, ...], schema: Object
 ) -> None:
     """All of them at once."""
+    custom = SCHEMAS | {"RayService": schema}
     for found in everything:
-        if found["kind"] in CUSTOM:
-            check_custom(found, schema)
+        if found["kind"] in custom:
+            check_custom(found, custom[found["kind"]])
         else:
             check_core(found)
     cluster = ray_service(everything)["spec"]["rayClusterConfig"]
 
     assert {path.name for path in (ROOT / "k8s" / "components").iterdir()} == set(COMPONENTS)
     assert cluster["gcsFaultToleranceOptions"]["redisAddress"]
-    assert {found["kind"] for found in everything} >= {"Ingress", "Namespace"}
+    assert {found["kind"] for found in everything} >= {"Ingress", "Namespace", *SCHEMAS}
+
+
+def test_one_door_is_scraped_where_and_as_it_answers(everything: tuple[Object, ...]) -> None:
+    """The head's, by its port and labels; `/metrics` is the fleet's, so no second one."""
+    (monitor,) = (found["spec"] for found in everything if found["kind"] == "PodMonitor")
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    labels = monitor["selector"]["matchLabels"]
+    head = pods(everything)["head"]
+    ports = containers(everything)["head"]["ports"]
+    documented = (ROOT / "docs" / "operations" / "install.md").read_text()
+
+    assert labels.pop("ray.io/node-type") == "head"  # KubeRay's own label
+    assert labels.items() <= head["metadata"]["labels"].items()
+    assert endpoint["port"] in {port["name"] for port in ports if port["containerPort"] == 8000}
+    assert ("GET", endpoint["path"]) in OPERATIONS
+    secret = endpoint["authorization"]["credentials"]
+    assert f"generic {secret['name']} " in documented
+    assert f"--from-literal={secret['key']}=" in documented
 
 
 def test_a_misspelt_field_is_seen(schema: Object) -> None:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "k8s" / "components" / "monitoring"
 DOCS = (ROOT / "docs" / "observability.md").read_text()
 DASHBOARD = json.loads((FOLDER / "grafana-dashboard.json").read_text())
-(GROUP,) = yaml.safe_load((FOLDER / "prometheus-rules.yaml").read_text())["groups"]
+(GROUP,) = yaml.safe_load((FOLDER / "prometheus-rules.yaml").read_text())["spec"]["groups"]
 ALERTS = {rule["alert"]: rule for rule in GROUP["rules"]}
 # Grafana puts a span in its place; the parser knows none of its variables.
 QUERIES = {
