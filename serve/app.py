@@ -148,7 +148,7 @@ def _replicas(settings: ServeSettings) -> dict[str, Any]:
     if not settings.is_autoscaled:
         return {"num_replicas": settings.first_replicas}
     config = autoscaled(
-        least=settings.first_replicas,
+        least=settings.fewest_replicas,
         most=settings.most_replicas,
         # What would be answered later is refused at once.
         deadline_s=HEADROOM * settings.request_timeout_s,
@@ -167,6 +167,7 @@ def autoscaled(
         warnings.simplefilter("ignore", DeprecationWarning)
         return AutoscalingConfig(
             min_replicas=least,
+            initial_replicas=max(1, least),  # one shows that they can start
             max_replicas=most,
             metrics_interval_s=REPORT_EVERY_S,
             # Of this a replica keeps a point every fifth: one a bin.

@@ -184,7 +184,10 @@ def choose(
         kept = before if is_young else _replicas_for(highest + backlog, service, aim, SURPLUS)
         wanted = min(before, kept)
         rule = "young" if is_young else "fall" if wanted < before else "steady"
-    if wanted == 0 and observed.queued:
+    if before == 0 and not observed.queued:
+        # Nothing can arrive unseen where nobody answers; what was forecast before is no reason.
+        wanted, rule = 0, "steady"
+    elif wanted == 0 and observed.queued:
         wanted, rule = 1, "wake"
     most = aim.max_replicas
     if aim.max_replicas_per_node is not None:

@@ -89,7 +89,8 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port; 8000 unless given.")] = None,
     replicas: Annotated[int | None, typer.Option(help="Processes; 2 unless given.")] = None,
     min_replicas: Annotated[
-        int | None, typer.Option(help="Fewest processes, if their number follows the load.")
+        int | None,
+        typer.Option(help="Fewest processes, if their number follows the load; 0 sleeps."),
     ] = None,
     max_replicas: Annotated[
         int | None, typer.Option(help="Most processes; lets their number follow the load.")

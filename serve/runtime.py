@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
+MIN_REPLICAS = "HEADSTOCK_MIN_REPLICAS"
 DEFAULT_PROXY: Literal["haproxy", "python"] = "haproxy" if sys.platform == "linux" else "python"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PORT_BLOCK = 128  # ports for one service: 4 of its own, and a range for replicas of each protocol
@@ -37,6 +38,7 @@ def prepare(
     proxy: str,
     body_timeout_s: float = 30.0,
     certificate: Path | None = None,
+    may_sleep: bool = False,
 ) -> None:
     """Set the environment for a Ray cluster of this service's own.
 
@@ -47,10 +49,16 @@ def prepare(
         body_timeout_s: Longest time for headers, and for a body as far as HAProxy keeps it.
         certificate: PEM file for https, with its key beside it as `NAME.key`; for HAProxy alone.
         proxy: "haproxy", or "python" for Ray's own where HAProxy cannot run.
+        may_sleep: Whether there may be no replica at all; needs HAProxy.
 
     Raises:
-        RuntimeProblemError: no free ports, or no HAProxy binary.
+        RuntimeProblemError: no free ports, no HAProxy binary, or a sleep without HAProxy.
     """
+    if may_sleep and proxy != "haproxy":
+        raise RuntimeProblemError(
+            "min_replicas is 0, expected 1 or more without HAProxy: whatever asks, a scrape of "
+            "/metrics too, would wake the service."
+        )
     ports = free_ports(folder)
     variables: dict[str, object] = {
         **SWITCHES,
@@ -73,6 +81,10 @@ def prepare(
     if proxy == "haproxy":
         launcher = write_launcher(folder, body_timeout_s=body_timeout_s, certificate=certificate)
         variables |= PROXY_SWITCHES | _haproxy(folder, ports, launcher, max_body_bytes, timeout_s)
+    # Read by the launcher; a flag of the command line may have said otherwise.
+    os.environ.pop(MIN_REPLICAS, None)
+    if may_sleep:
+        variables[MIN_REPLICAS] = 0
     for name, value in variables.items():
         os.environ.setdefault(name, str(value))
 
@@ -139,8 +151,9 @@ def write_launcher(
     sent once its body is there, or as much as the buffer takes: most clients send headers and body
     apart, and a request that went on before its body came is not retried; headers and that body
     come within `body_timeout_s`, however slowly they drip; it speaks TLS if there is a certificate;
-    and where a request is lost with its replica all the same, its answer is "ask again", not the
-    500 that Ray puts in the place of 502 to 504.
+    where a request is lost with its replica all the same, its answer is "ask again", not the
+    500 that Ray puts in the place of 502 to 504; and where there may be no replica and is none, it
+    answers what looks on by itself: every other request wakes one, by Ray's proxy on the head.
 
     Returns:
         The script, which Ray calls as `SCRIPT -db -f CONFIG ...`.
@@ -152,6 +165,8 @@ def write_launcher(
     tls = f" ssl crt {certificate} ssl-min-ver TLSv1.2 alpn http/1.1" if certificate else ""
     unavailable = folder / "unavailable.http"
     unavailable.write_bytes(_UNAVAILABLE)
+    asleep = folder / "asleep.prom"
+    asleep.write_text(_ASLEEP)
     script.write_text(
         f"""#!/bin/sh
 set -eu
@@ -168,6 +183,13 @@ sed -i -e '/^frontend prometheus/,/bind/ s/bind \\*\\{{0,1\\}}:/bind 127.0.0.1:/
     http-request del-header ^({"|".join(_HEADERS_OF_RAY)})$ -m reg\\
     option http-buffer-request
 ' "$3"
+if [ "${{{MIN_REPLICAS}:-}}" = 0 ] && ! grep -q '^ *server SERVE_REPLICA' "$3"; then
+sed -i -e '/^frontend http_frontend/ a\\
+    http-request return status 200 if {{ path /v2/health/live }} || {{ path /v2/health/ready }}\\
+    acl is_metrics path /metrics\\
+    http-request return status 200 content-type text/plain file {asleep} if is_metrics
+' "$3"
+fi
 exec {haproxy_binary()} "$@"
 """
     )
@@ -196,6 +218,15 @@ _UNAVAILABLE = (
     "Retry-After: 1\r\n"
     f"Content-Length: {len(_PROBLEM)}\r\n\r\n{_PROBLEM}"
 ).encode()
+
+
+# Nobody counts while there is no replica; Prometheus takes counters that start anew.
+_ASLEEP = """\
+# TYPE headstock_replicas gauge
+headstock_replicas 0
+# TYPE headstock_replicas_wanted gauge
+headstock_replicas_wanted 0
+"""
 
 
 def haproxy_binary() -> str:

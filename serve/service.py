@@ -124,6 +124,7 @@ class Service:
             body_timeout_s=settings.body_timeout_s,
             certificate=self._certificate,
             proxy=self._proxy,
+            may_sleep=settings.may_sleep,
         )
         self._step("ray")
         self._start_ray()

@@ -12,6 +12,7 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    NonNegativeInt,
     PlainSerializer,
     PositiveFloat,
     PositiveInt,
@@ -100,8 +101,10 @@ class ServeSettings(BaseSettings):
     replicas: PositiveInt | None = Field(
         None, description="Replica processes; 2 unless their number follows the load."
     )
-    min_replicas: PositiveInt | None = Field(
-        None, description="Fewest replicas where their number follows the load; 1 unless given."
+    min_replicas: NonNegativeInt | None = Field(
+        None,
+        description="Fewest replicas where their number follows the load; 1 unless given. With 0 "
+        "the last one goes too, and a request that comes then waits for its start.",
     )
     max_replicas: PositiveInt | None = Field(
         None, description="Most replicas; if it is given, their number follows the load."
@@ -212,11 +215,21 @@ class ServeSettings(BaseSettings):
         return self.max_replicas is not None
 
     @property
+    def fewest_replicas(self) -> int:
+        """Replicas that there are at least."""
+        if not self.is_autoscaled:
+            return self.replicas or NUM_REPLICAS
+        return 1 if self.min_replicas is None else self.min_replicas
+
+    @property
     def first_replicas(self) -> int:
-        """Replicas to start with: the fewest that there may be at any time."""
-        if self.is_autoscaled:
-            return self.min_replicas or 1
-        return self.replicas or NUM_REPLICAS
+        """Replicas to start with; one at least, which shows that they can start."""
+        return max(1, self.fewest_replicas)
+
+    @property
+    def may_sleep(self) -> bool:
+        """Whether the last replica goes when nobody asks."""
+        return self.fewest_replicas == 0
 
     @property
     def most_replicas(self) -> int:

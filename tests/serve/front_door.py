@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
 import subprocess
@@ -27,7 +28,7 @@ from jinja2 import Environment
 from ray.serve._private.haproxy import BackendConfig, HAProxyConfig, ServerConfig
 from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
 
-folder, front, replica, first = sys.argv[1], *map(int, sys.argv[2:])
+folder, front, behind, first, is_asleep = sys.argv[1], *map(int, sys.argv[2:])
 environment = Environment()
 environment.filters["haproxy_fmt"] = str
 config = HAProxyConfig(
@@ -46,8 +47,12 @@ backend = BackendConfig(
     name="app",
     path_prefix="/",
     http_health_check_path=None,
-    servers=[ServerConfig(name="replica", host="127.0.0.1", port=replica)],
+    servers=[ServerConfig(name="SERVE_REPLICA_r1", host="127.0.0.1", port=behind)],
 )
+if is_asleep:
+    name = "SERVE_PROXY_ACTOR-fallback"
+    backend.servers = []
+    backend.fallback_server = ServerConfig(name=name, host="127.0.0.1", port=behind)
 health = backend.build_health_check_config(config)
 print(
     environment.from_string(HAPROXY_CONFIG_TEMPLATE).render(
@@ -75,13 +80,23 @@ class FrontDoor:
     Args:
         body_timeout_s: As the launcher is told.
         certificate: Speaks TLS with it.
+        min_replicas: As the settings say.
+        is_asleep: No replica is there; what is behind is Ray's proxy, which waits for one.
     """
 
     def __init__(
-        self, folder: Path, app: ASGIApp, *, body_timeout_s: float, certificate: Path | None = None
+        self,
+        folder: Path,
+        app: ASGIApp,
+        *,
+        body_timeout_s: float,
+        certificate: Path | None = None,
+        min_replicas: int = 1,
+        is_asleep: bool = False,
     ) -> None:
         self._folder, self._app, self._is_tls = folder, app, certificate is not None
         self._body_timeout_s, self._certificate = body_timeout_s, certificate
+        self._min_replicas, self._is_asleep = min_replicas, is_asleep
         self.port = _free_port()
         self.seen: list[tuple[str, str]] = []
         self._server = uvicorn.Server(
@@ -99,7 +114,7 @@ class FrontDoor:
     def __enter__(self) -> Self:
         self._thread.start()
         behind = self._server.config.port
-        numbers = [str(number) for number in (self.port, behind, _free_port())]
+        numbers = map(str, (self.port, behind, _free_port(), int(self._is_asleep)))
         command = [sys.executable, "-c", RENDER, str(self._folder), *numbers]
         configuration = self._folder / "haproxy.cfg"
         configuration.write_text(
@@ -113,6 +128,7 @@ class FrontDoor:
         )
         self._process = subprocess.Popen(
             [launcher, "-db", "-f", configuration],
+            env=os.environ | {"HEADSTOCK_MIN_REPLICAS": str(self._min_replicas)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -72,13 +72,18 @@ app.ray.is_initialized = lambda: False
 app.ray.cluster_resources = lambda: {"GPU": 2.0}
 app.wait_for_trunk = lambda _: None
 given = dict(store="/s", max_replicas=8, keep_replicas_s=60, request_timeout_s=10, max_queued=7)
-deployment = app.build_app(ServeSettings.model_validate(given))._bound_deployment
-sent = DeploymentConfig.from_proto_bytes(deployment._deployment_config.to_proto_bytes())
-config = sent.autoscaling_config
+
+def sent(settings):
+    deployment = app.build_app(ServeSettings.model_validate(settings))._bound_deployment
+    config = deployment._deployment_config.to_proto_bytes()
+    return deployment, DeploymentConfig.from_proto_bytes(config).autoscaling_config
+
+deployment, config = sent(given)
+_, sleepy = sent(given | {"min_replicas": 0})
 policy = _resolve_policy_callable(config.policy)
 fixed = app.build_app(ServeSettings(store="/s", replicas=3))._bound_deployment
 told = {
-    "bounds": [config.min_replicas, config.initial_replicas, config.max_replicas],
+    "bounds": [[c.min_replicas, c.initial_replicas, c.max_replicas] for c in (config, sleepy)],
     "delays": [config.upscale_delay_s, config.downscale_delay_s, config.downscale_to_zero_delay_s],
     "report_s": config.metrics_interval_s,
     "point_s": config.look_back_period_s * RAY_SERVE_AUTOSCALING_METRIC_RECORD_INTERVAL_FACTOR,
@@ -105,7 +110,7 @@ def test_ray_is_told_the_bounds_and_asks_the_policy() -> None:
         "conductor": ["conductor", "headstock"],
     }
 
-    assert told["bounds"] == [1, None, 8]
+    assert told["bounds"] == [[1, 1, 8], [0, 1, 8]]
     assert told["delays"] == [0, 0, None]
     assert told["report_s"] < STALE_S / 3
     assert told["point_s"] == BIN_S

@@ -102,6 +102,15 @@ def test_a_replica_that_has_not_reported_lets_none_go(observed: Observed, unhear
     assert decide(within, SERVICE, AIM).replicas >= within.replicas
 
 
+@pytest.mark.parametrize("unknown", [{"unheard": 1}, {"age_s": STALE_S + 0.1}])
+def test_what_is_let_go_when_all_is_known_stays_where_it_is_not(unknown: dict[str, float]) -> None:
+    """After as much was seen as is kept, so that nothing else holds it."""
+    quiet = steady(0.0, replicas=3)
+
+    assert decide(quiet, SERVICE, AIM).replicas == 1
+    assert decide(replace(quiet, **unknown), SERVICE, AIM).replicas == 3
+
+
 def test_without_metrics_nothing_changes() -> None:
     """A controller that just started has seen nothing."""
     observed = Observed(np.zeros(0), age_s=0.0, queued=0, replicas=7)
@@ -143,6 +152,17 @@ def test_a_queue_wakes_a_service_that_was_scaled_to_zero() -> None:
 
     assert decide(idle, SERVICE, aim).replicas == 0
     assert decide(replace(idle, queued=1), SERVICE, aim).replicas == 1
+
+
+def test_nothing_but_a_row_that_waits_wakes_a_service() -> None:
+    """A forecast from what came before it slept does not: it would never sleep."""
+    aim = AIM.model_copy(update={"min_replicas": 0})
+    seconds = np.arange(0, 600, BIN_S)
+    growing = Observed(seconds / 6 * BIN_S, age_s=0.0, queued=0, replicas=1)
+
+    assert decide(growing, SERVICE, aim).replicas > 1
+    assert decide(replace(growing, replicas=0), SERVICE, aim).replicas == 0
+    assert decide(replace(growing, replicas=0, queued=1), SERVICE, aim).replicas > 1
 
 
 def test_the_last_replica_stays_while_a_row_waits() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -72,3 +74,31 @@ def test_a_caller_cannot_speak_to_ray(door: FrontDoor, name: bytes) -> None:
 
     assert name.decode().lower() not in dict(told)
     assert dict(told)["x-headstock-caller"] == "me"
+
+
+@pytest.mark.parametrize(("min_replicas", "is_asleep"), [(0, False), (1, True), (0, True)])
+def test_what_looks_on_is_answered_by_itself_where_all_sleep(
+    tmp_path: Path, *, min_replicas: int, is_asleep: bool
+) -> None:
+    """Nowhere else: a replica answers for the fleet, and a fleet that lost its last is not well."""
+    looks = ("/v2/health/live", "/v2/health/ready", "/metrics")
+    with FrontDoor(
+        tmp_path, echo, body_timeout_s=10.0, min_replicas=min_replicas, is_asleep=is_asleep
+    ) as door:
+        url = f"http://127.0.0.1:{door.port}"
+        live, ready, metrics = (httpx.get(f"{url}{path}", timeout=20) for path in looks)
+        httpx.post(f"{url}/predict/pets", timeout=20)
+        asked = [path for _, path in door.seen]
+
+    assert {live.status_code, ready.status_code, metrics.status_code} == {200}
+    if min_replicas == 0 and is_asleep:
+        assert asked == ["/predict/pets"]
+        assert live.content == ready.content == b""
+        values = {
+            sample.name: sample.value
+            for family in text_string_to_metric_families(metrics.text)
+            for sample in family.samples
+        }
+        assert values == {"headstock_replicas": 0.0, "headstock_replicas_wanted": 0.0}
+    else:
+        assert asked == [*looks, "/predict/pets"]

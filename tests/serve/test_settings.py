@@ -86,7 +86,7 @@ def test_the_variables_of_clients_and_tests_are_none_of_ours(
         ("port", "0", "greater than or equal to 1"),
         ("port", "http", "valid integer"),
         ("replicas", "0", "greater than 0"),
-        ("min_replicas", "0", "greater than 0"),
+        ("min_replicas", "-1", "greater than or equal to 0"),
         ("max_replicas", "0", "greater than 0"),
         ("keep_replicas_s", "3601", "less than or equal to 3600"),
         ("swap_hold_s", "-1", "greater than 0"),
@@ -141,6 +141,7 @@ def test_bounds_of_the_replicas_that_do_not_fit_are_refused(
         ({"replicas": 5}, 5, 5),
         ({"max_replicas": 8}, 1, 8),
         ({"min_replicas": 3, "max_replicas": 8}, 3, 8),
+        ({"min_replicas": 0, "max_replicas": 8}, 1, 8),
     ],
 )
 def test_replicas_to_start_with_and_at_most(
@@ -153,6 +154,7 @@ def test_replicas_to_start_with_and_at_most(
 
     assert (there.first_replicas, there.most_replicas) == (first, most)
     assert there.is_autoscaled == ("max_replicas" in given)
+    assert there.may_sleep == (given.get("min_replicas") == 0)
 
 
 def test_a_missing_store_says_how_to_give_it() -> None:
