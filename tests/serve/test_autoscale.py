@@ -102,13 +102,16 @@ def test_a_replica_that_has_not_reported_lets_none_go(observed: Observed, unhear
     assert decide(within, SERVICE, AIM).replicas >= within.replicas
 
 
-@pytest.mark.parametrize("unknown", [{"unheard": 1}, {"age_s": STALE_S + 0.1}])
-def test_what_is_let_go_when_all_is_known_stays_where_it_is_not(unknown: dict[str, float]) -> None:
-    """After as much was seen as is kept, so that nothing else holds it."""
-    quiet = steady(0.0, replicas=3)
+QUIET = steady(0.0, replicas=3)
 
-    assert decide(quiet, SERVICE, AIM).replicas == 1
-    assert decide(replace(quiet, **unknown), SERVICE, AIM).replicas == 3
+
+@pytest.mark.parametrize(
+    "unknown", [replace(QUIET, unheard=1), replace(QUIET, age_s=STALE_S + 0.1)]
+)
+def test_what_is_let_go_when_all_is_known_stays_where_it_is_not(unknown: Observed) -> None:
+    """After as much was seen as is kept, so that nothing else holds it."""
+    assert decide(QUIET, SERVICE, AIM).replicas == 1
+    assert decide(unknown, SERVICE, AIM).replicas == 3
 
 
 def test_without_metrics_nothing_changes() -> None:
