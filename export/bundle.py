@@ -136,7 +136,13 @@ class Provenance(_Record):
 
 
 class Manifest(_Record):
-    """`manifest.json` of a bundle."""
+    """`manifest.json` of a bundle.
+
+    Args:
+        thresholds: For each label the least score at which it is given, for heads that give any
+            number of labels; None: the label of the best score is given. Not written if None, so
+            that services from before there were thresholds read what they always read.
+    """
 
     schema_version: Literal[1] = 1
     task: TaskName
@@ -145,6 +151,10 @@ class Manifest(_Record):
     labels: Annotated[tuple[Label, ...], Field(min_length=2, max_length=100_000)]
     link: Literal["softmax", "sigmoid", "none"] = "softmax"
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    thresholds: Annotated[
+        tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None,
+        Field(exclude_if=lambda thresholds: thresholds is None),
+    ] = None
     trunk: Digest
     num_features: Annotated[int, Field(ge=1)]
     preprocessing: Preprocessing
@@ -157,6 +167,12 @@ class Manifest(_Record):
     def _is_complete(self) -> Manifest:
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("labels are not unique")
+        if self.thresholds is not None and self.link != "sigmoid":
+            raise ValueError(f"there are thresholds and link is {self.link}, expected sigmoid")
+        if self.thresholds is not None and len(self.thresholds) != len(self.labels):
+            raise ValueError(
+                f"there are {len(self.thresholds)} thresholds and {len(self.labels)} labels"
+            )
         if (self.kind == "adapter") != (self.adapter is not None):
             raise ValueError(f"kind is {self.kind} and adapter is {self.adapter}")
         if set(self.files) - MAY_HOLD != FILES[self.kind]:

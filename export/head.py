@@ -68,6 +68,7 @@ def bundle_head(
     adapted_graph: bytes | None = None,
     link: Literal["softmax", "sigmoid", "none"] = "softmax",
     temperature: float = 1.0,
+    thresholds: tuple[float, ...] | None = None,
     verdict: str = "",
     notes: Sequence[str] = (),
     heldout: bytes | None = None,
@@ -82,6 +83,7 @@ def bundle_head(
         metrics: Accuracies by split; `baseline_NAME` is what `NAME` is compared with.
         adapter: What changes the features that the head reads; then `adapted_graph` is needed, the
             bytes of the trunk's `trunk_adapted.onnx`.
+        thresholds: See `Manifest`; for heads that give any number of labels.
         verdict: Whether transfer pays, in words; see `models.rivals.verdict`.
         notes: What else a reader of the card should know.
         heldout: The held-out sample for a task that has none; see `export.heldout.heldout_of`.
@@ -102,7 +104,8 @@ def bundle_head(
     return pack(
         files, golden, logits, task=task, labels=labels, trunk=trunk, data=data, metrics=metrics,
         provenance=provenance, adapter=adapter.entry if adapter else None, link=link,
-        temperature=temperature, verdict=verdict, notes=notes, heldout=heldout,
+        temperature=temperature, thresholds=thresholds, verdict=verdict, notes=notes,
+        heldout=heldout,
     )  # fmt: skip
 
 
@@ -121,6 +124,7 @@ def pack(
     adapter: AdapterEntry | None = None,
     link: Literal["softmax", "sigmoid", "none"] = "softmax",
     temperature: float = 1.0,
+    thresholds: tuple[float, ...] | None = None,
     verdict: str = "",
     notes: Sequence[str] = (),
     heldout: bytes | None = None,
@@ -147,8 +151,9 @@ def pack(
     return Bundle.pack(
         {**files, **samples, CARD: card.encode()},
         task=task, kind=kind, adapter=adapter, labels=tuple(labels), link=link,
-        temperature=temperature, trunk=trunk.digest, num_features=trunk.num_features,
-        preprocessing=trunk.preprocessing, data=data.model_dump(), provenance=provenance,
+        temperature=temperature, thresholds=thresholds, trunk=trunk.digest,
+        num_features=trunk.num_features, preprocessing=trunk.preprocessing,
+        data=data.model_dump(), provenance=provenance,
         metrics={name: dataclasses.asdict(value) for name, value in metrics.items()},
     )  # fmt: skip
 

@@ -7,22 +7,24 @@ from torch import Tensor
 
 from export.bundle import MAX_HELDOUT_BYTES, MAX_HELDOUT_PICTURES
 from models.data import Split, to_batch
+from models.multilabel import MultiLabelSplit
 from models.pictures import Preprocessing
 
 HEADER_BYTES = 4096  # more than safetensors takes for two tensors
 
 
-def heldout_of(test: Split, preprocessing: Preprocessing, *, seed: int) -> bytes:
+def heldout_of(test: Split | MultiLabelSplit, preprocessing: Preprocessing, *, seed: int) -> bytes:
     """`heldout.safetensors`: some of the test split's pictures as serving decodes them.
 
-    As many as the format's limits allow, each class with its share of the split.
+    As many as the format's limits allow, each class (or set of labels) with its share of the split.
 
     Raises:
         DataError: a picture cannot be read any more.
     """
     picture_bytes = 3 * preprocessing.size_px**2 + 8
     num = min(MAX_HELDOUT_PICTURES, (MAX_HELDOUT_BYTES - HEADER_BYTES) // picture_bytes)
-    places = stratified(test.labels, num, seed=seed)
+    classes = test.labels if isinstance(test, Split) else test.combinations
+    places = stratified(classes, num, seed=seed)
     pictures = to_batch([test.pictures[place] for place in places], preprocessing)
     return save({"pictures": pictures, "labels": test.labels[places].long().contiguous()})
 

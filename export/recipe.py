@@ -1,7 +1,7 @@
 """From a student's folder to a trunk, from a folder of pictures to a bundle: whole recipes."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from export.bundle import (
     TRUNK_GRAPH,
     Bundle,
     Precision,
+    TrunkManifest,
     read_trunk_folder,
 )
 from export.errors import ExportError
@@ -26,16 +27,21 @@ from export.variants import Variants, find_variants
 from models.checkpoint import load_student, restore_backbone
 from models.comparison import Strategy
 from models.data import PictureData, Split, to_batch
+from models.digits import DIGIT_TRAITS, load_digit_traits
+from models.errors import LearningError
 from models.feature_cache import FeatureCache
 from models.feature_cache import default_folder as default_folder  # noqa: PLC0414 (its door)
 from models.head_kinds import HeadKind, is_head_kind
 from models.head_report import head_report
+from models.label_table import has_label_table
 from models.logbook import Logbook
+from models.multilabel import MultiLabelData, load_label_folder
 from models.progress import ProgressCallback, unheard
 from models.recipe import load_samples, read_data
 from models.report import Report
 from models.report_page import write_report
 from models.specialise import WIDTH
+from models.train_multilabel import TrainedLabels, train_multilabel
 from models.train_task import TrainedTask, compare_strategies, train_task
 
 
@@ -57,6 +63,15 @@ class MadeHead:
         """
         self.bundle.write(out)
         write_report(report_folder(out), self.report, [self.data])
+
+
+@dataclass(frozen=True)
+class MadeLabels:
+    """A head that gives a picture any number of labels, trained and bundled."""
+
+    data: MultiLabelData
+    trained: TrainedLabels
+    bundle: Bundle
 
 
 def report_folder(bundle: Path) -> Path:
@@ -137,12 +152,7 @@ def make_head(
         ExportError: no student in the trunk's folder, or the graph is not what was trained.
         BundleError: no trunk, or the task's name is not one.
     """
-    manifest, files = read_trunk_folder(trunk)
-    if STUDENT not in files:
-        raise ExportError(
-            f"{trunk} has no {STUDENT}, which heads are trained on; use the folder that "
-            "`headstock export` wrote."
-        )
+    manifest, files = _trunk_to_learn_on(trunk)
     logbook = Logbook(progress)
     backbone = restore_backbone(manifest.backbone, trunk / STUDENT)
     data = read_data(source, seed=seed, progress=logbook)
@@ -186,6 +196,80 @@ def make_head(
     }
     bundle = _bundle(trained, about, adapted_graph=files.get(TRUNK_ADAPTED))
     return MadeHead(data, trained, bundle, report)
+
+
+def make_label_head(
+    data: MultiLabelData,
+    trunk: Path,
+    *,
+    task: str,
+    strategy: str = "linear",
+    seed: int,
+    command: str,
+    cache: Path | None = None,
+    progress: ProgressCallback = unheard,
+) -> MadeLabels:
+    """Train a head that gives a picture any number of labels, and bundle it with its thresholds.
+
+    Args:
+        strategy: "linear", or "head", which is the same here.
+        cache: See `make_head`.
+
+    Raises:
+        LearningError: another strategy, or see `train_multilabel`.
+        ExportError: see `make_head`.
+        BundleError: see `make_head`.
+    """
+    if strategy not in {"head", "linear"}:
+        raise LearningError(
+            f"The strategy is {strategy!r}, and the pictures of {data.name} have any number of "
+            "labels each; expected 'linear', the only one for such pictures."
+        )
+    manifest, files = _trunk_to_learn_on(trunk)
+    features = None if cache is None else FeatureCache(cache, manifest.digest)
+    backbone = restore_backbone(manifest.backbone, trunk / STUDENT)
+    trained = train_multilabel(backbone, data, cache=features, progress=progress)
+    golden = spread(data.test.combinations, NUM_GOLDEN)
+    bundle = bundle_head(
+        trained.head,
+        task=task,
+        labels=data.labels,
+        trunk=manifest,
+        trunk_graph=files[TRUNK_GRAPH],
+        pictures=to_batch([data.test.pictures[row] for row in golden], manifest.preprocessing),
+        picture_labels=data.test.combinations[golden],
+        data=data.record(),
+        metrics=trained.metrics,
+        provenance=provenance_of(command=command, seed=seed),
+        link="sigmoid",
+        thresholds=trained.thresholds,
+        notes=trained.notes,
+        heldout=heldout_of(data.test, manifest.preprocessing, seed=seed),
+    )
+    return MadeLabels(data, trained, bundle)
+
+
+def read_label_data(
+    source: str, *, seed: int, progress: ProgressCallback = unheard
+) -> MultiLabelData | None:
+    """A folder with a labels.csv or the digits' traits; None if the source is neither.
+
+    Raises:
+        DataError: the folder cannot be learned from.
+    """
+    if has_label_table(Path(source)):
+        return load_label_folder(Path(source), seed=seed, progress=progress)
+    return load_digit_traits(seed=seed) if source == DIGIT_TRAITS else None
+
+
+def _trunk_to_learn_on(trunk: Path) -> tuple[TrunkManifest, Mapping[str, bytes]]:
+    manifest, files = read_trunk_folder(trunk)
+    if STUDENT not in files:
+        raise ExportError(
+            f"{trunk} has no {STUDENT}, which heads are trained on; use the folder that "
+            "`headstock export` wrote."
+        )
+    return manifest, files
 
 
 def _bundle(trained: TrainedTask, about: dict[str, Any], *, adapted_graph: bytes | None) -> Bundle:

@@ -1,18 +1,20 @@
 """What is possible without any backbone: a linear model on the pixels of a thumbnail."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models.data import PictureData, Split
+from models.data import Picture, PictureData, to_batch
 from models.evaluate import Estimate, accuracy
 from models.logistic import choose_logistic_head
 from models.pictures import Preprocessing
 from models.progress import Progress, ProgressCallback, unheard
 
 THUMBNAIL = Preprocessing(size_px=16, resize_px=16, mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))
+BATCH = 1024
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def pixel_baseline(data: PictureData, *, progress: ProgressCallback = unheard) -
 
     A backbone whose features do worse than this has brought nothing, or harm.
     """
-    pixels = {name: _pixels(split) for name, split in data.splits.items()}
+    pixels = {name: thumbnails(split.pictures) for name, split in data.splits.items()}
     head, _ = choose_logistic_head(
         pixels["train"],
         data.train.labels,
@@ -53,8 +55,9 @@ def pixel_baseline(data: PictureData, *, progress: ProgressCallback = unheard) -
     return PixelBaseline(metrics, logits["test"])
 
 
-def _pixels(split: Split) -> Float[Tensor, "rows values"]:
-    batches = [batch.flatten(1) for batch in split.batches(THUMBNAIL, batch_size=1024)]
-    if not batches:
-        return torch.zeros(0, 3 * THUMBNAIL.size_px**2)
-    return torch.cat(batches).float() / 255
+def thumbnails(pictures: Sequence[Picture]) -> Float[Tensor, "rows values"]:
+    """Pixels of small copies, 0 to 1."""
+    starts = range(0, len(pictures), BATCH)
+    batches = [to_batch(pictures[start : start + BATCH], THUMBNAIL) for start in starts]
+    pixels = torch.cat([torch.zeros(0, 16, 16, 3, dtype=torch.uint8), *batches])
+    return pixels.flatten(1).float() / 255

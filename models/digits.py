@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits, as four tasks on the same pictures.
+"""scikit-learn's handwritten digits, as four tasks on the same pictures, or three labels of each.
 
 1,797 digits of 8 x 8 grey values, part of UCI's "Optical Recognition of Handwritten Digits"
 (Alpaydin & Kaynak 1998, doi:10.24432/C50P49). They come with scikit-learn: no download.
@@ -14,6 +14,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from models.data import Picture, PictureData, Split, fingerprint
+from models.multilabel import MultiLabelData, MultiLabelSplit
 from models.splits import three_splits
 
 SIZE_PX = 32
@@ -24,6 +25,13 @@ DIGIT_TASKS: tuple[DigitTask, ...] = get_args(DigitTask)
 # it has a loop depends on the hand and not on the digit.
 LOOPED = (0, 6, 8, 9)
 _DIGITS = range(10)
+DIGIT_TRAITS = "digit_traits"
+# The label of a trait and the task whose second label it is.
+TRAITS: dict[str, DigitTask] = {
+    "odd": "parity",
+    "loop": "loop",
+    "at_least_five": "at_least_five",
+}
 _LABELS: dict[DigitTask, tuple[tuple[str, ...], list[int]]] = {
     "digits": (tuple(str(digit) for digit in _DIGITS), list(_DIGITS)),
     "parity": (("even", "odd"), [digit % 2 for digit in _DIGITS]),
@@ -54,6 +62,30 @@ def load_digit_task(task: DigitTask, *, seed: int) -> PictureData:
         for picture in pictures
     ]
     return PictureData(task, labels, train, validation, test, fingerprint(entries))
+
+
+def load_digit_traits(*, seed: int) -> MultiLabelData:
+    """The same pictures, in the same splits, with all that is true of each: `TRAITS`."""
+    told = [load_digit_task(task, seed=seed) for task in TRAITS.values()]
+    splits = {
+        name: MultiLabelSplit(
+            split.pictures, torch.stack([data.splits[name].labels for data in told], dim=1)
+        )
+        for name, split in told[0].splits.items()
+    }
+    entries = [
+        (f"{name}:{row.tolist()}", picture.key)
+        for name, split in splits.items()
+        for picture, row in zip(split.pictures, split.labels, strict=True)
+    ]
+    return MultiLabelData(
+        DIGIT_TRAITS,
+        tuple(TRAITS),
+        splits["train"],
+        splits["validation"],
+        splits["test"],
+        fingerprint(entries),
+    )
 
 
 def _to_picture(grey: NDArray[np.float64]) -> Picture:

@@ -1,16 +1,12 @@
 """Image folders: `DATA/CLASS/*.jpg`, or `DATA/train/CLASS/*` with `DATA/test/CLASS/*`."""
 
-import hashlib
 from pathlib import Path
 
-from models.data import DataError, Picture, PictureData, Skipped, Split, fingerprint
-from models.pictures import PictureError, decode
+from models.data import DataError, Picture, PictureData, Split, fingerprint
+from models.label_table import LABELS, has_label_table
+from models.picture_files import PictureReader
 from models.progress import Progress, ProgressCallback, unheard
 from models.splits import three_splits, to_split, two_splits
-
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
-# A JPEG is read to its end at 1/8 of its size, which is enough to find it damaged.
-_PROBE_PX = 32
 
 
 def load_folder(folder: Path, *, seed: int, progress: ProgressCallback = unheard) -> PictureData:
@@ -24,6 +20,11 @@ def load_folder(folder: Path, *, seed: int, progress: ProgressCallback = unheard
     Raises:
         DataError: no folder, fewer than two classes, or too few pictures in a class.
     """
+    if has_label_table(folder):
+        raise DataError(
+            f"{folder} has a {LABELS}: pictures with any number of labels each. Only `headstock "
+            "head` learns from those, its kind linear; all else needs a subfolder a class."
+        )
     train_folder, test_folder = _levels(folder)
     labels = _classes(train_folder)
     if test_folder and (unknown := sorted(set(_classes(test_folder)) - set(labels))):
@@ -31,10 +32,10 @@ def load_folder(folder: Path, *, seed: int, progress: ProgressCallback = unheard
             f"{test_folder} has the class {unknown[0]!r}, which {train_folder} has not; "
             "expected the same classes in both."
         )
-    reader = _Reader(folder, progress)
+    reader = PictureReader(folder)
     # Test first: of a picture that lies in both, the copy in train/ is left out.
-    test = reader.read(test_folder, labels) if test_folder else None
-    train = reader.read(train_folder, labels)
+    test = _read(reader, test_folder, labels, progress) if test_folder else None
+    train = _read(reader, train_folder, labels, progress)
     try:
         splits = _split(train, test, labels=labels, seed=seed)
     except DataError as error:
@@ -62,9 +63,10 @@ def read_pictures(folder: Path) -> list[Picture]:
     """
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}; expected one with pictures.")
-    reader = _Reader(folder, unheard)
+    reader = PictureReader(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    pictures = reader.all_of([path for path in files if not _is_hidden(path, folder)])
+    read = (reader.read(path) for path in files if not _is_hidden(path, folder))
+    pictures = [picture for picture in read if picture]
     if not pictures:
         raise DataError(f"{folder} has no readable picture.{reader.hint()}")
     return pictures
@@ -121,56 +123,22 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-class _Reader:
-    """Reads class folders and remembers what it left out."""
-
-    def __init__(self, root: Path, progress: ProgressCallback) -> None:
-        self.skipped: list[Skipped] = []
-        self._root = root
-        self._progress = progress
-        self._seen: dict[str, str] = {}
-
-    def read(self, folder: Path, labels: tuple[str, ...]) -> list[list[Picture]]:
-        """The readable pictures of each class."""
-        files = {label: _files(folder / label) for label in labels}
-        total, done = sum(map(len, files.values())), 0
-        classes: list[list[Picture]] = []
-        for label, paths in files.items():
-            pictures: list[Picture] = []
-            for path in paths:
-                done += 1
-                if picture := self._picture(path):
-                    pictures.append(picture)
-                self._progress(Progress(f"read {folder.name}", done, total, label))
-            classes.append(pictures)
-        return classes
-
-    def all_of(self, files: list[Path]) -> list[Picture]:
-        """The readable ones."""
-        return [picture for path in files if (picture := self._picture(path))]
-
-    def hint(self) -> str:
-        """The first files left out, for an error about too few pictures."""
-        some = "; ".join(f"{item.path}: {item.reason}" for item in self.skipped[:3])
-        return f" Left out {len(self.skipped)} files, such as {some}" if some else ""
-
-    def _picture(self, path: Path) -> Picture | None:
-        name = path.relative_to(self._root).as_posix()
-        if path.is_dir() or path.suffix.lower() not in ENDINGS:
-            return self._skip(name, f"not a {', '.join(ENDINGS)} file")
-        try:
-            data = path.read_bytes()
-            decode(data, shorter_side_px=_PROBE_PX)
-        except (PictureError, OSError) as error:
-            return self._skip(name, str(error))
-        key = hashlib.sha256(data).hexdigest()
-        if first := self._seen.get(key):
-            return self._skip(name, f"the same picture as {first}")
-        self._seen[key] = name
-        return Picture(path, key)
-
-    def _skip(self, name: str, reason: str) -> None:
-        self.skipped.append(Skipped(name, reason))
+def _read(
+    reader: PictureReader, folder: Path, labels: tuple[str, ...], progress: ProgressCallback
+) -> list[list[Picture]]:
+    """The readable pictures of each class."""
+    files = {label: _files(folder / label) for label in labels}
+    total, done = sum(map(len, files.values())), 0
+    classes: list[list[Picture]] = []
+    for label, paths in files.items():
+        pictures: list[Picture] = []
+        for path in paths:
+            done += 1
+            if picture := reader.read(path):
+                pictures.append(picture)
+            progress(Progress(f"read {folder.name}", done, total, label))
+        classes.append(pictures)
+    return classes
 
 
 def _files(folder: Path) -> list[Path]:

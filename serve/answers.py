@@ -36,6 +36,16 @@ class Result(TypedDict):
     bundle: Digest
     label: Annotated[str, Field(description="The label of the best score.", examples=["cat"])]
     score: Annotated[float, Field(description="The best score.", examples=[0.97])]
+    labels: NotRequired[
+        Annotated[
+            list[str],
+            Field(
+                description="The labels whose score reaches its threshold, in the order of the "
+                "labels, perhaps none; only of tasks that give any number of labels.",
+                examples=[["cat", "outdoors"]],
+            ),
+        ]
+    ]
     scores: Annotated[
         dict[str, float],
         Field(description="By label; with `top` the best ones, best first."),

@@ -238,11 +238,15 @@ def _diff_lines(found: Diff) -> list[str]:
     lines.append(f"golden pictures: {agreement}; {largest}")
     for one in golden["changed"][:MAX_CHANGED]:
         a, b = one["a"], one["b"]
-        lines.append(
-            f"  picture {one['picture']}: {a['label']} ({a['score']:.3f}), now {b['label']} "
-            f"({b['score']:.3f})"
-        )
+        lines.append(f"  picture {one['picture']}: {_given(a)}, now {_given(b)}")
     return lines
+
+
+def _given(side: Mapping[str, Any]) -> str:
+    """The label of one side with its score, or all that reach their thresholds."""
+    if "labels" in side:
+        return ", ".join(side["labels"]) or "no label"
+    return f"{side['label']} ({side['score']:.3f})"
 
 
 def _kind(side: Mapping[str, Any]) -> str:

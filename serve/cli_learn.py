@@ -27,7 +27,8 @@ Data = Annotated[
     str,
     typer.Argument(
         help="Folder DATA/[train|test/]CLASS/*.jpg, or one of scikit-learn's digits tasks: "
-        "digits, parity, loop, at_least_five."
+        "digits, parity, loop, at_least_five. For head also a folder with a labels.csv of pictures "
+        "and their labels, or digit_traits."
     ),
 ]
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
@@ -370,15 +371,33 @@ def head(
     as_json: AsJson = False,
 ) -> None:
     """Train a head, an adapter or a tail on a trunk and write it as a bundle, ready to push."""
-    from export.recipe import default_folder, make_head, report_folder  # noqa: PLC0415
+    from export.recipe import (  # noqa: PLC0415
+        default_folder,
+        make_head,
+        make_label_head,
+        read_label_data,
+        report_folder,
+    )
 
+    cache = cache or default_folder()
     with _progress() as progress:
+        if labelled := read_label_data(data, seed=seed, progress=progress):
+            several = make_label_head(
+                labelled, trunk, task=task, strategy=strategy, seed=seed, command=_command(),
+                cache=cache, progress=progress,
+            )  # fmt: skip
+            several.bundle.write(out)
+            _say(*_left_out(several.data), *several.trained.notes)
+            about = _about_bundle(several.bundle, several.data, out)
+            more = {"strategy": several.trained.strategy, **about}
+            _show(f"labels of {task}", several.trained.metrics, more, {}, as_json=as_json)
+            return
         made = make_head(
             data,
             trunk,
             task=task,
             strategy=strategy,
-            cache=cache or default_folder(),
+            cache=cache,
             width=width,
             seed=seed,
             command=_command(),
@@ -386,13 +405,7 @@ def head(
         )
     made.write(out)
     _say(*_left_out(made.data), *made.trained.notes)
-    more: dict[str, Any] = {
-        "strategy": made.trained.strategy,
-        "bundle": made.bundle.digest,
-        "bundle_bytes": made.bundle.size_bytes,
-        "pictures": made.data.counts,
-        "out": str(out),
-    }
+    more = {"strategy": made.trained.strategy, **_about_bundle(made.bundle, made.data, out)}
     if made.trained.strategy == "head":
         more["strategy"] = made.trained.head.kind
     if as_json and made.trained.rows:
@@ -415,6 +428,15 @@ def demo(
         _print_json(vars(report))
     if report.failures:
         raise typer.Exit(1)
+
+
+def _about_bundle(bundle: Any, data: Any, out: Path) -> dict[str, Any]:
+    return {
+        "bundle": bundle.digest,
+        "bundle_bytes": bundle.size_bytes,
+        "pictures": data.counts,
+        "out": str(out),
+    }
 
 
 @contextmanager
@@ -450,7 +472,7 @@ def _show(
         values = {name: vars(value) for name, value in metrics.items()}
         _print_json({"metrics": values, **more, **told})
         return
-    table = Table(what, "accuracy", "95 % interval", "pictures")
+    table = Table(what, "value", "95 % interval", "pictures")
     for name, value in metrics.items():
         interval = f"{value.low:.3f} to {value.high:.3f}"
         table.add_row(name, f"{value.value:.3f}", interval, str(value.num_samples))

@@ -93,14 +93,17 @@ def _shown(prediction: Prediction) -> dict[str, Any]:
         "version": prediction.version,
         "label": prediction.label,
         "score": prediction.score,
+        **({} if prediction.labels is None else {"labels": prediction.labels}),
         "scores": prediction.scores,
     }
 
 
 def _add_rows(table: Table, path: Path, prediction: Prediction) -> None:
+    """Labels that reach their threshold have a star, where there are thresholds."""
     for place, (label, score) in enumerate(prediction.scores.items()):
         picture, version = (str(path), str(prediction.version)) if place == 0 else ("", "")
-        table.add_row(picture, label, f"{score:.3f}", version)
+        star = " *" if label in (prediction.labels or ()) else ""
+        table.add_row(picture, label + star, f"{score:.3f}", version)
 
 
 def _show_failure(path: Path, error: Exception, *, as_json: bool) -> None:

@@ -22,7 +22,12 @@ from serve.client_sending import Ask, Steps
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one version of a task says of a picture."""
+    """What one version of a task says of a picture.
+
+    Args:
+        label: Of the best score, whether it reaches a threshold or not.
+        labels: Those that reach their threshold, if the task gives any number of labels.
+    """
 
     task: str
     version: int
@@ -30,6 +35,7 @@ class Prediction:
     label: str
     score: float
     scores: dict[str, float]
+    labels: list[str] | None = None
 
 
 def predict(task: str, image: bytes | Path, *, top: int | None = None) -> Steps[Prediction]:

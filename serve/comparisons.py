@@ -109,7 +109,7 @@ class Comparisons:
         self.count(
             live,
             compared=1,
-            disagreed=int(_label(live, scores) != _label(candidate, found)),
+            disagreed=int(_labels(live, scores) != _labels(candidate, found)),
             slower=int(candidate_s > comparison.max_slowdown * live_s),
             less_confident=int(_is_less_confident(live, scores, candidate, found)),
         )
@@ -130,8 +130,8 @@ class Comparisons:
         return (None if isinstance(answers[0], HeadOutputError) else answers[0]), seconds
 
 
-def _label(head: LiveHead, scores: NDArray[np.float32]) -> str:
-    return head.head.labels[int(np.argmax(scores))]
+def _labels(head: LiveHead, scores: NDArray[np.float32]) -> set[str]:
+    return set(head.head.labels_given(scores))
 
 
 def _is_less_confident(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,8 @@ def _about(bundle: Bundle) -> dict[str, Any]:
         "bundle": bundle.digest,
         "trunk": manifest.trunk,
         "kind": manifest.kind,
+        "link": manifest.link,
+        "thresholds": manifest.thresholds,
         "adapter": manifest.adapter.model_dump() if manifest.adapter else None,
         "size_bytes": sum(entry.size_bytes for entry in manifest.files.values()),
         "data": manifest.data.model_dump(),
@@ -137,17 +140,11 @@ def _golden(a: Bundle, b: Bundle, engine: Engine) -> dict[str, Any]:
     changed: list[dict[str, Any]] = []
     largest = 0.0
     for place, (mine, theirs) in enumerate(zip(*answers, strict=True)):
-        best = [max(scores, key=lambda label: scores[label]) for scores in (mine, theirs)]
-        shared = mine.keys() & theirs.keys()
-        largest = max([largest, *(abs(mine[label] - theirs[label]) for label in shared)])
-        if best[0] != best[1]:
-            changed.append(
-                {
-                    "picture": place,
-                    "a": {"label": best[0], "score": mine[best[0]]},
-                    "b": {"label": best[1], "score": theirs[best[1]]},
-                }
-            )
+        shared = mine.scores.keys() & theirs.scores.keys()
+        apart = (abs(mine.scores[label] - theirs.scores[label]) for label in shared)
+        largest = max([largest, *apart])
+        if set(mine.labels) != set(theirs.labels):
+            changed.append({"picture": place, "a": mine.told(), "b": theirs.told()})
     return {
         "pictures": len(unique),
         "agreement": 1 - len(changed) / len(unique),
@@ -156,13 +153,28 @@ def _golden(a: Bundle, b: Bundle, engine: Engine) -> dict[str, Any]:
     }
 
 
-def _answers(bundle: Bundle, pictures: NDArray[np.uint8], engine: Engine) -> list[dict[str, float]]:
-    """For each picture its scores by label."""
+@dataclass(frozen=True)
+class _Answer:
+    """What a bundle says of a picture: scores by label, and the labels that it gives."""
+
+    scores: dict[str, float]
+    labels: tuple[str, ...]
+    is_multilabel: bool
+
+    def told(self) -> dict[str, Any]:
+        best = max(self.scores, key=lambda label: self.scores[label])
+        more = {"labels": list(self.labels)} if self.is_multilabel else {}
+        return {"label": best, "score": self.scores[best], **more}
+
+
+def _answers(bundle: Bundle, pictures: NDArray[np.uint8], engine: Engine) -> list[_Answer]:
     contender = Contender(bundle, engine)
     logits = list(contender.logits(contender.start(pictures)))
     rows = score(logits, [contender.head] * len(logits))
-    answers: list[dict[str, float]] = []
+    answers: list[_Answer] = []
     for row in rows:
         assert not isinstance(row, HeadOutputError), "its golden pictures passed the gate"
-        answers.append(dict(zip(bundle.manifest.labels, row.tolist(), strict=True)))
+        scores = dict(zip(bundle.manifest.labels, row.tolist(), strict=True))
+        head = contender.head
+        answers.append(_Answer(scores, head.labels_given(row), head.is_multilabel))
     return answers

@@ -19,6 +19,7 @@ from export.bundle import Digest
 from serve.contender import Contender, Source
 from serve.engine import Engine
 from serve.graph_gate import GateError
+from serve.heads import HeadOutputError, score
 from serve.heldout import Heldout, HeldoutError, read_heldout
 
 BATCH = 8  # the trunk's memory grows with its largest batch, and stays
@@ -90,6 +91,9 @@ class Exam:
     def right_answers(self, contenders: Sequence[Contender]) -> list[NDArray[np.bool_]]:
         """Which pictures each contender gets right, bool [n]; what is not finite is wrong.
 
+        A head that gives any number of labels is right about a picture if it gives exactly those
+        that the picture has.
+
         Raises:
             GateError: one cannot be run, or the sample is none for its trunk and these labels.
             StoreError: the sample cannot be read.
@@ -109,9 +113,7 @@ class Exam:
         right: list[list[NDArray[np.bool_]]] = [[] for _ in contenders]
         for given, labels in self._batches(source):
             for parts, one in zip(right, contenders, strict=True):
-                logits = _logits(one, given)
-                is_finite = np.isfinite(logits).all(axis=1)
-                parts.append(is_finite & (logits.argmax(axis=1) == labels))
+                parts.append(_is_right(one, _logits(one, given), labels))
         return [np.concatenate(parts) for parts in right]
 
     def _batches(self, source: Source) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
@@ -162,6 +164,25 @@ def _parts(num: int) -> Iterator[slice]:
 
 def _num_bytes(arrays: Arrays) -> int:
     return sum(array.nbytes for array in arrays)
+
+
+def _is_right(
+    contender: Contender, logits: NDArray[np.float32], labels: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    head = contender.head
+    if head.is_multilabel != (labels.ndim > 1):
+        one, any_number = "one label", "any number of labels"
+        has, gives = (any_number, one) if labels.ndim > 1 else (one, any_number)
+        raise GateError(
+            f"The task's held-out pictures have {has} each, and the head gives {gives}. Set a "
+            "sample of its kind with headstock task heldout."
+        )
+    is_finite = np.isfinite(logits).all(axis=1)
+    if labels.ndim == 1:
+        return is_finite & (logits.argmax(axis=1) == labels)
+    scores = score(list(logits), [head] * len(logits))
+    given = [not isinstance(row, HeadOutputError) and head.given(row) for row in scores]
+    return np.array([np.array_equal(*pair) for pair in zip(given, labels == 1, strict=True)])
 
 
 def _logits(contender: Contender, given: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -36,6 +36,7 @@ class Head:
     Args:
         runner: Packed weights, or a small session for whatever is not affine.
         temperature: Logits are divided by it before the link.
+        thresholds: See `Manifest`; None if it gives one label.
     """
 
     runner: AffineMap | onnxruntime.InferenceSession
@@ -43,6 +44,7 @@ class Head:
     link: Link
     temperature: float
     takes: Literal["features", "prefix"] = "features"
+    thresholds: tuple[float, ...] | None = None
 
     @classmethod
     def of_bundle(cls, bundle: Bundle, device: Device = "cpu") -> Head:
@@ -60,15 +62,45 @@ class Head:
             DeviceError: a tail's session did not get the device.
         """
         if manifest.kind == "tail":
-            session = open_session(graph, device)
-            return cls(session, manifest.labels, manifest.link, manifest.temperature, "prefix")
+            return cls._of(open_session(graph, device), manifest, "prefix")
         runner = recognise(onnx.load_model_from_string(graph)) or open_session(graph)
-        return cls(runner, manifest.labels, manifest.link, manifest.temperature)
+        return cls._of(runner, manifest, "features")
+
+    @classmethod
+    def _of(
+        cls,
+        runner: AffineMap | onnxruntime.InferenceSession,
+        manifest: Manifest,
+        takes: Literal["features", "prefix"],
+    ) -> Head:
+        return cls(
+            runner, manifest.labels, manifest.link, manifest.temperature, takes, manifest.thresholds
+        )
 
     @property
     def is_packed(self) -> bool:
         """Whether it runs from packed weights, without a session."""
         return isinstance(self.runner, AffineMap)
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether it gives any number of labels, not one."""
+        return self.thresholds is not None
+
+    def given(self, scores: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Which labels a picture gets, bool [..., labels], by its scores float32 [..., labels].
+
+        Those whose score reaches its threshold, perhaps none; else the one of the best score.
+        """
+        if self.thresholds is not None:
+            # As float32, in which the thresholds of a float64 manifest are compared everywhere.
+            return scores >= np.asarray(self.thresholds, np.float32)
+        places = np.arange(scores.shape[-1])
+        return places == scores.argmax(axis=-1)[..., None]
+
+    def labels_given(self, scores: NDArray[np.float32]) -> tuple[str, ...]:
+        """Their names, in the order of the labels, for one picture's scores float32 [labels]."""
+        return tuple(self.labels[place] for place in np.flatnonzero(self.given(scores)))
 
     def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Float32 [rows, labels]; what ONNX Runtime raises is not caught here."""

@@ -61,6 +61,11 @@ def compare(
                 "the task has no held-out sample to compare on; set one with "
                 f"headstock task heldout {task} BUNDLE"
             )
+        if contender.head.is_multilabel != other.head.is_multilabel:
+            raise GateSkippedError(
+                "one of the two gives one label and the other any number: there is nothing to "
+                "compare"
+            )
         return check_accuracy(contender, other, exam, task=task, margin=grounds.margin)
 
     def latency() -> str:
@@ -108,6 +113,12 @@ def check_heldout(bundle: Bundle, grounds: Grounds, engine: Engine, *, task: str
         sample = read_heldout(data, size_px=size_px, num_labels=len(bundle.manifest.labels))
     except HeldoutError as error:
         raise GateError(str(error)) from error
+    if sample.is_multilabel != (bundle.manifest.thresholds is not None):
+        raise GateError(
+            "The held-out sample is for a head that gives "
+            f"{'any number of labels' if sample.is_multilabel else 'one label'}, and the bundle's "
+            "head is not one. Bundle the sample of the head's own data."
+        )
     if grounds.takes_heldout:
         return f"its {len(sample.labels)} held-out pictures are the task's from now on"
     if grounds.heldout == f"sha256:{bundle.manifest.files[HELDOUT].sha256}":

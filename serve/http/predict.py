@@ -109,7 +109,7 @@ def _json(content: object, headers: dict[str, str] | None = None) -> Response:
 
 def result_of(answer: Answer, top: int | None) -> dict[str, object]:
     """The JSON object of one answer, with all its scores or the `top` best."""
-    live, labels = answer.live, answer.live.head.labels
+    live, head, labels = answer.live, answer.live.head, answer.live.head.labels
     scores = answer.scores.tolist()
     best = int(np.argmax(answer.scores))
     shown = range(len(labels))
@@ -122,5 +122,6 @@ def result_of(answer: Answer, top: int | None) -> dict[str, object]:
         "bundle": live.bundle,
         "label": labels[best],
         "score": scores[best],
+        **({"labels": list(head.labels_given(answer.scores))} if head.is_multilabel else {}),
         "scores": {labels[place]: scores[place] for place in shown},
     }

@@ -135,6 +135,7 @@ def make_bundle(trunk_manifest: TrunkManifest, engine: Engine) -> BundleMaker:
         golden: bytes | None = None,
         weight: NDArray[np.float32] | None = None,
         heldout: bytes | None = None,
+        thresholds: tuple[float, ...] | None = None,
     ) -> Bundle:
         chance = np.random.default_rng(seed)
         drawn = chance.normal(size=(3, len(labels))).astype(np.float32)
@@ -151,6 +152,8 @@ def make_bundle(trunk_manifest: TrunkManifest, engine: Engine) -> BundleMaker:
             },
             task=task,
             labels=labels,
+            link="softmax" if thresholds is None else "sigmoid",
+            thresholds=thresholds,
             trunk=trunk or trunk_manifest.digest,
             num_features=3,
             preprocessing=PREPROCESSING,
