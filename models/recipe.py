@@ -37,6 +37,7 @@ from models.folders import load_folder, read_pictures
 from models.logbook import Logbook
 from models.methods import METHOD, MethodName, find_method
 from models.progress import ProgressCallback, unheard
+from models.rate_finder import RateSweep
 from models.record import TaskRecord
 from models.report import Report
 from models.report_page import write_report
@@ -161,6 +162,30 @@ def make_teacher(
     write_report(out, told, [data])
     snapshot.remove()
     return MadeTeacher(data, taught, report, told)
+
+
+def find_rate(
+    source: str,
+    out: Path,
+    *,
+    backbone: str,
+    weights: str | None,
+    how: FineTuning,
+    augmentation: str | None,
+    seed: int,
+    progress: ProgressCallback = unheard,
+) -> RateSweep:
+    """Let the learning rate rise step by step, and write `rates.svg` and `rates.json` into `out`.
+
+    Raises:
+        LearningError: data, weights, backbone or settings are not what they have to be.
+    """
+    data = read_data(source, seed=seed, progress=progress)
+    net, _ = _start(backbone, weights=weights, how=how, seed=seed)
+    chosen = AUGMENTATIONS[augmentation or default_augmentation(data)]
+    sweep = transfer.find_rate(net, data, how, augmentation=chosen, seed=seed, progress=progress)
+    sweep.write(out)
+    return sweep
 
 
 def _start(

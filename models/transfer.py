@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from jaxtyping import Float
@@ -11,14 +12,15 @@ from torch import Tensor
 from models.augment import Augmentation
 from models.backbones import Backbone
 from models.baseline import pixel_baseline
-from models.batches import TrainingPictures
+from models.batches import Batch, TrainingPictures
 from models.data import PictureData, Split
 from models.evaluate import Estimate, accuracy, balance_notes
-from models.fine_tuning import FineTuning
+from models.fine_tuning import FineTuning, FineTuningError
 from models.fitting import Epoch, TrainingError, fit, score
 from models.heads import Head, LinearHead, features_of, logits_of
 from models.logistic import choose_logistic_head
 from models.progress import ProgressCallback, unheard
+from models.rate_finder import RateSweep, sweep_rates
 from models.regularisers import balanced_chances
 from models.resume import Snapshot
 from models.tuned import Tuned
@@ -80,7 +82,7 @@ def teach(
     if how.probes_head:
         metrics["head_only_validation"] = _accuracy(backbone, head, data.validation)
     tuned = Tuned(backbone, head, data, how)
-    pictures = _pictures(backbone, data, how, augmentation=augmentation, seed=seed)
+    pictures = training_pictures(backbone, data, how, augmentation=augmentation, seed=seed)
     # Dropout, stochastic depth and mixing draw from the global generator.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -117,6 +119,41 @@ def teach(
     )
 
 
+def find_rate(
+    backbone: Backbone,
+    data: PictureData,
+    how: FineTuning,
+    *,
+    augmentation: Augmentation | None,
+    seed: int,
+    progress: ProgressCallback = unheard,
+) -> RateSweep:
+    """What the loss does while the rate rises, with all other settings; spoils the backbone.
+
+    Raises:
+        FineTuningError: with the strategy nothing learns by steps.
+        LearningError: see `teach`.
+    """
+    _check(data)
+    if not how.num_epochs:
+        raise FineTuningError(
+            "There is no rate to find where only the head is fitted; expected at least 1 epoch, "
+            "and another strategy than linear."
+        )
+    tuned = Tuned(backbone, _first_head(backbone, data, how, progress=progress), data, how)
+    pictures = training_pictures(backbone, data, how, augmentation=augmentation, seed=seed)
+
+    def batches() -> Iterator[Batch]:
+        for epoch in count(1):
+            # Gradual unfreezing would change what is measured while it is measured.
+            tuned.prepare(how.num_epochs, num_batches=pictures.num_batches)
+            yield from pictures.epoch(epoch)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return sweep_rates(tuned.optimizer(), batches(), tuned.loss, progress=progress)
+
+
 def _check(data: PictureData) -> None:
     if not len(data.validation):
         raise TrainingError(
@@ -143,7 +180,7 @@ def _first_head(
     return head.to(device)
 
 
-def _pictures(
+def training_pictures(
     backbone: Backbone,
     data: PictureData,
     how: FineTuning,
@@ -151,6 +188,7 @@ def _pictures(
     augmentation: Augmentation | None,
     seed: int,
 ) -> TrainingPictures:
+    """The training split in batches, classes drawn alike if that is asked for."""
     is_drawn = how.regularisation.balance == "sampling"
     return TrainingPictures(
         data.train.pictures,

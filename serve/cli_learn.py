@@ -94,6 +94,12 @@ def teach(
     schedule: Annotated[
         Literal["cosine", "one-cycle"] | None, typer.Option(help="Of the rates; cosine.")
     ] = None,
+    find_rate: Annotated[
+        bool,
+        typer.Option(
+            "--find-rate", help="Teach nothing: raise the rate step by step, and plot the loss."
+        ),
+    ] = False,
     augment: Augment = None,
     mix: Annotated[
         Literal["none", "mixup", "cutmix"] | None,
@@ -133,9 +139,9 @@ def teach(
 
     A run that was interrupted goes on when the same command is given again.
     """
-    from models.recipe import fine_tuning, make_teacher  # noqa: PLC0415
+    from models import recipe  # noqa: PLC0415
 
-    how = fine_tuning(
+    how = recipe.fine_tuning(
         strategy,
         block=block,
         batch_norm=batch_norm,
@@ -151,18 +157,24 @@ def teach(
         l2_sp=l2_sp,
         average_epochs=average_epochs,
     )
+    about: dict[str, Any] = {
+        "backbone": backbone,
+        "weights": weights,
+        "how": how,
+        "augmentation": augment,
+        "seed": seed,
+    }
+    if find_rate:
+        with _progress() as progress:
+            sweep = recipe.find_rate(data, out, **about, progress=progress)
+        if as_json:
+            _print_json({"suggestion": sweep.suggestion, "out": str(out)})
+        else:
+            console.print(f"--rate {sweep.suggestion:.1e} is suggested; see {out / 'rates.svg'}")
+        return
     with _progress() as progress:
-        made = make_teacher(
-            data,
-            out,
-            backbone=backbone,
-            weights=weights,
-            how=how,
-            augmentation=augment,
-            seed=seed,
-            command=_command(),
-            compare=compare,
-            progress=progress,
+        made = recipe.make_teacher(
+            data, out, **about, command=_command(), compare=compare, progress=progress
         )
     _say(str(made.weights), *_left_out(made.data), *made.taught.notes)
     more = {

@@ -1,5 +1,6 @@
 """Specification of models/batches.py and models/augment.py: what training sees."""
 
+import dataclasses
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from models import batches as batches_module
-from models.augment import DRAWINGS, PHOTOS, Augmentation, augment, fit_crop
+from models.augment import DRAWINGS, PHOTOS, RANDAUGMENT, Augmentation, augment, fit_crop
 from models.batches import UNKNOWN, TrainingPictures, pool
 from models.data import Picture, Split
 from models.pictures import Preprocessing, to_pixels
@@ -238,3 +239,63 @@ def test_unlabelled_pictures_are_pooled_unless_a_task_has_them_or_holds_them_out
 
     assert [one.key for one in pictures] == ["key0", "key1", "key4", "key5"]
     assert labels.tolist() == [[1], [0], [UNKNOWN], [UNKNOWN]]
+
+
+def test_pictures_are_drawn_as_often_as_their_chances_say() -> None:
+    """An epoch has as many draws as pictures; over many epochs each comes up at its rate."""
+    chances = np.array([0.5] + [0.5 / 9] * 9)
+    source = TrainingPictures(
+        PICTURES, [SMALL], augmentation=None, batch_size=4, seed=0, chances=chances
+    )
+
+    orders = np.array([source._order(epoch) for epoch in range(400)])
+
+    assert orders.shape == (400, 10)
+    shares = np.bincount(orders.ravel(), minlength=10) / orders.size
+    # Four standard deviations of 4,000 draws.
+    np.testing.assert_allclose(shares, chances, atol=4 * 0.5 / 4000**0.5)
+    assert np.array_equal(orders[1], source._order(1))
+
+
+def test_a_picture_that_is_drawn_again_looks_different() -> None:
+    """Else a rare class would be the same few crops over and over."""
+    chances = np.array([1.0] + [0.0] * 9)
+    source = TrainingPictures(
+        PICTURES, [SMALL, LARGE], augmentation=PHOTOS, batch_size=4, seed=0, chances=chances
+    )
+
+    views = torch.cat([batch.images[SMALL] for batch in source.epoch(1)])
+    first = by_row(pictures(PHOTOS), 1, SMALL)[0]
+
+    assert len(views.flatten(1).unique(dim=0)) == 10
+    # The first is the one that it would be without chances.
+    assert torch.equal(views[0], first)
+
+
+def test_randaugment_goes_through_as_many_operations_as_are_asked_for() -> None:
+    """None leaves the crop; the draws are those of the picture's own generator alone."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+
+    def view(num_operations: int, seed: int) -> bytes:
+        policy = dataclasses.replace(RANDAUGMENT, num_operations=num_operations)
+        return augment(image, policy, np.random.default_rng(seed)).tobytes()
+
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = [view(2, seed) for seed in range(12)]
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    again = [view(2, seed) for seed in range(12)]
+    plain = [augment(image, PHOTOS, np.random.default_rng(seed)).tobytes() for seed in range(12)]
+
+    assert first == again
+    assert [view(0, seed) for seed in range(12)] == plain
+    # Two of fourteen operations do nothing or next to nothing to noise.
+    assert sum(one != other for one, other in zip(first, plain, strict=True)) >= 9
+
+
+@pytest.mark.parametrize(("num_operations", "magnitude"), [(-1, 9), (2, 31), (2, -1)])
+def test_randaugment_out_of_range_is_refused(num_operations: int, magnitude: int) -> None:
+    """With both values."""
+    with pytest.raises(ValueError, match=f"num_operations={num_operations}, magnitude={magnitude}"):
+        Augmentation(min_area=0.5, flip=True, num_operations=num_operations, magnitude=magnitude)

@@ -132,10 +132,13 @@ def test_progress_tells_each_epoch_and_its_score() -> None:
 
     _, heard = run(point, loss=lambda: -point.at, scores=[0.1, 0.2, 0.3], num_epochs=2)
 
-    assert heard == [
-        Progress("fit", 1, 2, "validation 0.200, best 0.200"),
-        Progress("fit", 2, 2, "validation 0.300, best 0.300"),
+    assert [(p.stage, p.done, p.total, p.note) for p in heard] == [
+        ("fit", 1, 2, "validation 0.200, best 0.200"),
+        ("fit", 2, 2, "validation 0.300, best 0.300"),
     ]
+    names = {"training loss", "validation loss", "validation accuracy"}
+    assert all(set(p.values) == names for p in heard)
+    assert [p.values["validation accuracy"] for p in heard] == [0.2, 0.3]
 
 
 def test_every_parameter_is_in_one_group_and_only_matrices_decay() -> None:

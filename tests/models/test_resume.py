@@ -4,64 +4,75 @@ import dataclasses
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 
-from models.checkpoint import load_teacher
+from models import recipe, transfer
 from models.resume import Snapshot
 
-# Teaches a few digits with all that is drawn at random or looks back, and kills itself in the
-# middle of an epoch if one is named.
+# Teaches a few digits with all that is drawn at random or looks back. With "kill" it kills itself in
+# the middle of an epoch; else it goes on, and then teaches the same without an interruption.
 SCRIPT = """
-import dataclasses, os, signal, sys
+import os, signal, sys
 from pathlib import Path
 import torch
-from models import recipe, tuned
-from models.data import Split
-out, killed_in = Path(sys.argv[1]), int(sys.argv[2])
+from models import tuned
+from models.augment import RANDAUGMENT
+from models.backbones import build_backbone
+from models.data import PictureData, Split
+from models.digits import load_digit_task
+from models.fine_tuning import fine_tuning
+from models.resume import Snapshot
+from models.transfer import teach
+from safetensors.torch import save_file
+
+folder, is_killed = Path(sys.argv[1]), sys.argv[2] == "kill"
 torch.set_num_threads(1)
-prepare = tuned.Tuned.prepare
-loss = tuned.Tuned.loss
+how = fine_tuning(
+    "scratch", num_epochs=4, batch_size=20, dropout=0.2, mix="mixup", average_epochs=1.0,
+    schedule="one-cycle",
+)
+digits = load_digit_task("digits", seed=0)
+few = [
+    Split(split.pictures[::20], split.labels[::20])
+    for split in (digits.train, digits.validation, digits.test)
+]
+data = PictureData("digits", digits.labels, *few, fingerprint="0" * 64)
 now = {"epoch": 0, "batches": 0}
+prepare, loss = tuned.Tuned.prepare, tuned.Tuned.loss
 
-def every_eighth(split):
-    return Split(split.pictures[::8], split.labels[::8])
-
-def few_digits(source, **about):
-    data = read_data(source, **about)
-    few = {name: every_eighth(split) for name, split in data.splits.items()}
-    return dataclasses.replace(data, **few)
-
-read_data, recipe.read_data = recipe.read_data, few_digits
-
-def prepare_and_count(self, epoch, **more):
+def prepare_and_tell(self, epoch, **more):
     now.update(epoch=epoch, batches=0)
-    print("epoch", epoch, flush=True)
+    print(epoch, end=" ", flush=True)
     prepare(self, epoch, **more)
 
 def loss_or_death(self, batch):
     now["batches"] += 1
-    if now["epoch"] == killed_in and now["batches"] == 2:
+    if is_killed and (now["epoch"], now["batches"]) == (3, 2):
         os.kill(os.getpid(), signal.SIGKILL)
     return loss(self, batch)
 
-tuned.Tuned.prepare, tuned.Tuned.loss = prepare_and_count, loss_or_death
-recipe.make_teacher(
-    "parity", out, backbone="small32", weights=None, augmentation="randaugment", seed=3, command="",
-    how=recipe.fine_tuning(
-        "scratch", num_epochs=4, batch_size=40, dropout=0.2, mix="mixup", average_epochs=1.0,
-        schedule="one-cycle",
-    ),
-)
+tuned.Tuned.prepare, tuned.Tuned.loss = prepare_and_tell, loss_or_death
+for name in ("broken", "whole"):
+    net, _ = build_backbone("small32", weights=None, allow_untrained=True, seed=3)
+    snapshot = Snapshot(folder / f"{name}.unfinished", "run")
+    taught = teach(net, data, how, augmentation=RANDAUGMENT, seed=3, snapshot=snapshot)
+    save_file(
+        {**net.state_dict(), "head": taught.head.weight.detach()}, folder / f"{name}.safetensors"
+    )
+    print(taught.best_epoch, [epoch.loss for epoch in taught.epochs])
 """
 
 
-def teach(out: Path, *, killed_in: int = 0) -> tuple[int, list[str]]:
-    """Exit code, and the epochs that were begun."""
+def run(folder: Path, what: str) -> tuple[int, list[str]]:
+    """Exit code and what was told: the epochs that were begun, then what came of them."""
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(out), str(killed_in)],
+        [sys.executable, "-c", SCRIPT, str(folder), what],
         check=False, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode in {0, -signal.SIGKILL}, done.stderr
@@ -69,23 +80,47 @@ def teach(out: Path, *, killed_in: int = 0) -> tuple[int, list[str]]:
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    """In the middle of an epoch, which is done again; then nothing is left of the interruption."""
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    """In the middle of an epoch, which is done again."""
+    killed, before = run(tmp_path, "kill")
+    left = [path.name for path in tmp_path.iterdir()]
+    _, (resumed, whole) = run(tmp_path, "go on")
 
-    _, all_epochs = teach(whole)
-    code, before = teach(broken, killed_in=3)
-    left = sorted(path.name for path in tmp_path.iterdir())
-    _, after = teach(broken)
+    assert (killed, before, left) == (-signal.SIGKILL, ["1 2 3 "], ["broken.unfinished"])
+    assert resumed.startswith("3 4 ")
+    assert whole == f"1 2 {resumed}"
+    one, other = (tmp_path / f"{name}.safetensors" for name in ("broken", "whole"))
+    assert one.read_bytes() == other.read_bytes()
 
-    assert code == -signal.SIGKILL
-    assert left == ["broken.unfinished", "whole"]
-    assert before == ["epoch 1", "epoch 2", "epoch 3"]
-    assert after == ["epoch 3", "epoch 4"]
-    assert all_epochs == ["epoch 1", "epoch 2", "epoch 3", "epoch 4"]
-    name = "teacher.safetensors"
-    assert (broken / name).read_bytes() == (whole / name).read_bytes()
-    assert load_teacher(broken).record == load_teacher(whole).record
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "whole"]
+
+def test_a_teacher_that_is_written_leaves_no_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is beside the folder, under its name, and of this run alone."""
+    used: list[Snapshot | None] = []
+
+    def teach(*args: Any, snapshot: Snapshot | None = None, **more: Any) -> transfer.Teaching:
+        used.append(snapshot)
+        (tmp_path / "teacher.unfinished").touch()
+        return own_teach(*args, snapshot=snapshot, **more)
+
+    own_teach = transfer.teach
+    monkeypatch.setattr(transfer, "teach", teach)
+    for name in ("teacher_report", "write_report"):
+        monkeypatch.setattr(recipe, name, lambda *_args, **_more: None)
+    for name, seed in (("teacher", 0), ("teacher", 0), ("other", 1)):
+        with suppress(TypeCheckError):  # there is no report in what is returned
+            recipe.make_teacher(
+                "loop", tmp_path / name, backbone="small32", weights=None, augmentation="none",
+                how=recipe.fine_tuning("scratch", num_epochs=1), seed=seed, command="",
+            )  # fmt: skip
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "teacher"]
+    first, again, other = used
+    assert first == again
+    assert first is not None
+    assert other is not None
+    assert (first.path.name, other.path.name) == ("teacher.unfinished", "other.unfinished")
+    assert first.run != other.run
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ from models.baseline import THUMBNAIL, pixel_baseline
 from models.data import PictureData, Split
 from models.digits import load_digit_task
 from models.evaluate import share
-from models.fine_tuning import fine_tuning
+from models.fine_tuning import FineTuningError, ScheduleName, fine_tuning
 from models.fitting import TrainingError
 from models.folders import load_folder
 from models.progress import Progress
 from models.smallnet import small32
-from models.transfer import Teaching, teach
+from models.transfer import Teaching, find_rate, teach
 
 MY_NETS = Path(__file__).parents[1] / "end_to_end" / "my_nets.py"
 
@@ -183,6 +183,41 @@ def test_the_baseline_is_logistic_regression_on_thumbnails() -> None:
     # The strength is chosen on validation, so two of forty pictures may differ.
     assert abs(baseline.value - best) <= 2 / 40
     assert baseline == share(round(baseline.value * 40), 40)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one-cycle"])
+def test_every_epoch_is_told_of(schedule: ScheduleName) -> None:
+    """Its loss, which falls, and its validation, of which the best was kept."""
+    how = fine_tuning("scratch", num_epochs=4, schedule=schedule)
+
+    taught = teach(untrained(), few_digits(20), how, augmentation=None, seed=0)
+
+    assert [epoch.number for epoch in taught.epochs] == [1, 2, 3, 4]
+    assert taught.epochs[-1].loss < taught.epochs[0].loss
+    best = max(taught.epochs, key=lambda epoch: epoch.validation)
+    assert best.number == taught.best_epoch
+    assert best.validation.accuracy == taught.metrics["validation"].value
+
+
+def test_a_suggested_rate_teaches_and_one_far_above_does_not() -> None:
+    """Digits from scratch, at the suggestion and at a hundred times of it."""
+    data, how = few_digits(3), fine_tuning("scratch", num_epochs=8)
+    suggestion = find_rate(untrained(), data, how, augmentation=None, seed=0).suggestion
+
+    reached = [
+        teach(
+            untrained(), data, dataclasses.replace(how, rate=rate), augmentation=None, seed=0
+        ).epochs[-1].loss
+        for rate in (suggestion, 100 * suggestion)
+    ]  # fmt: skip
+
+    assert reached[0] < reached[1]
+
+
+def test_there_is_no_rate_to_find_for_a_head_alone() -> None:
+    """It is fitted, not taught by steps."""
+    with pytest.raises(FineTuningError, match="only the head is fitted"):
+        find_rate(untrained(), few_digits(), fine_tuning("linear"), augmentation=None, seed=0)
 
 
 @pytest.mark.slow
