@@ -27,7 +27,7 @@ LOW_RANK, SCALE_SHIFT = "low_rank", "scale_shift"
 def adapted_graph(backbone: Backbone) -> bytes | None:
     """Prefix maps to features, once for each family of adapters.
 
-    Inputs are `prefix` float32 [batch, channels, height, width], `image_of` int64 [rows] (which map
+    Inputs are `prefix` float32 [batch, ...], `image_of` int64 [rows] (which map
     a row reads), `slot_of` int64 [rows] (which slot of the banks) and the banks, float32:
     "SITE/down" [slots, width, in], "SITE/up" [slots, out, width] and `slope` [slots, 1] (1 where
     the bottleneck is linear, 0 where it is a ReLU) for low rank; "SITE/scale" and "SITE/shift"
@@ -174,7 +174,7 @@ class _AdaptedGraph(nn.Module):
     @override
     def forward(
         self,
-        maps: Float[Tensor, "batch channels height width"],
+        maps: Float[Tensor, "batch ..."],
         image_of: Int[Tensor, " rows"],
         slot_of: Int[Tensor, " rows"],
         *banks: Tensor,

@@ -18,8 +18,8 @@ from models.evaluate import Estimate
 from models.record import DataRecord
 
 
-def export_tail(tail: nn.Module, maps: Float[Tensor, "rows channels height width"]) -> bytes:
-    """`tail.onnx`: `prefix` float32 [rows, channels, height, width] -> `logits` [rows, labels].
+def export_tail(tail: nn.Module, maps: Float[Tensor, "rows ..."]) -> bytes:
+    """`tail.onnx`: `prefix` float32 [rows, ...] -> `logits` [rows, labels].
 
     Args:
         tail: In evaluation mode, on the CPU.
@@ -80,7 +80,7 @@ def bundle_tail(
 
 
 def _logits(
-    tail: nn.Module, maps: Float[np.ndarray, "rows channels height width"], *, num_labels: int
+    tail: nn.Module, maps: Float[np.ndarray, "rows ..."], *, num_labels: int
 ) -> Float[np.ndarray, "rows labels"]:
     try:
         with torch.no_grad():

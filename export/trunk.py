@@ -134,7 +134,7 @@ class _TrunkGraph(nn.Module):
     @override
     def forward(
         self, images: UInt8[Tensor, "batch height width 3"]
-    ) -> tuple[Float[Tensor, "batch features"], Float[Tensor, "batch channels rows columns"]]:
+    ) -> tuple[Float[Tensor, "batch features"], Float[Tensor, "batch ..."]]:
         # Permuted pictures are channels-last in memory, which pooling hands on by `as_strided`: ten
         # gathers in MobileNetV3. In ONNX there are no strides, and the copy costs nothing.
         maps = self.backbone.prefix(self.backbone.normalise(images).contiguous())

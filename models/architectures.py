@@ -10,29 +10,43 @@ from pathlib import Path
 
 import torchvision
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
 from models import smallnet
 from models.errors import LearningError
 from models.pictures import Preprocessing
+from models.vision_transformer import cut_transformer
 
 SMALL_NETS: dict[str, Callable[[], tuple[nn.Sequential, nn.Sequential]]] = {
     "small32": smallnet.small32,
     "small32_teacher": smallnet.small32_teacher,
 }
 
-# Where the last stage begins: the layer that brings the map to 1/32 of the picture. SqueezeNet
-# pools between stages, so its last stage begins just after the last pooling, on the smaller map.
+# Where the last stage begins: the layer that brings the map to 1/32 of the picture. SqueezeNet and
+# VGG pool between stages, so the last one begins just after the pooling, on the smaller map. A
+# transformer has no stages: the last quarter of its blocks.
 TORCHVISION_CUTS = {
-    "resnet18": "layer4",
-    "resnet34": "layer4",
-    "resnet50": "layer4",
+    **{f"resnet{depth}": "layer4" for depth in (18, 34, 50, 101, 152)},
     "mobilenet_v2": "features.14",
     "mobilenet_v3_small": "features.9",
     "mobilenet_v3_large": "features.13",
     **{f"efficientnet_b{size}": "features.6" for size in range(8)},
     "squeezenet1_0": "features.12",
     "squeezenet1_1": "features.9",
+    "vgg11": "features.16",
+    "vgg11_bn": "features.22",
+    "vgg13": "features.20",
+    "vgg13_bn": "features.28",
+    "vgg16": "features.24",
+    "vgg16_bn": "features.34",
+    "vgg19": "features.28",
+    "vgg19_bn": "features.40",
+    "inception_v3": "Mixed_7a",
+    **{f"vit_{size}": "encoder.layers.encoder_layer_9" for size in ("b_16", "b_32")},
+    **{f"vit_{size}": "encoder.layers.encoder_layer_18" for size in ("l_16", "l_32")},
 }
+# The last layer before pooling, in networks whose children are not all in `features`.
+_LAST_LAYERS = ("layer4", "Mixed_7c")
 
 
 class BackboneError(LearningError):
@@ -112,13 +126,26 @@ def _small_architecture(name: str) -> Architecture:
 
 
 def _torchvision_architecture(name: str) -> Architecture:
-    network, cut = torchvision.models.get_model(name, weights=None), TORCHVISION_CUTS[name]
+    # Said for Inception, which else warns of a change to come; the others take no such argument.
+    settings = {"init_weights": True} if name == "inception_v3" else {}
+    network = torchvision.models.get_model(name, weights=None, **settings)
+    cut = TORCHVISION_CUTS[name]
+    prefix, suffix = cut_network(network, cut)
+    return Architecture(name, network, prefix, suffix, cut, _torchvision_preprocessing(name))
+
+
+def cut_network(network: nn.Module, cut: str) -> tuple[nn.Module, nn.Module]:
+    """Prefix and suffix of one of torchvision's networks, which share its tensors."""
+    if isinstance(network, VisionTransformer):
+        names = list(dict(network.encoder.layers.named_children()))
+        return cut_transformer(network, at=names.index(cut.rpartition(".")[2]))
     holder = network.get_submodule("features") if cut.startswith("features.") else network
-    layers = OrderedDict(holder.named_children())
+    # A second classifier, of training only, hangs beside Inception's layers.
+    layers = {key: layer for key, layer in holder.named_children() if key != "AuxLogits"}
     names = list(layers)
     at = names.index(cut.removeprefix("features."))
-    # In a ResNet pooling and classifier follow the last stage; pooling is added below.
-    end = names.index("layer4") + 1 if "layer4" in layers else len(names)
+    # Where pooling and classifier follow the last layer they are left out; pooling is added below.
+    end = next((names.index(last) + 1 for last in _LAST_LAYERS if last in names), len(names))
     suffix = nn.Sequential(
         OrderedDict[str, nn.Module](
             stage=nn.Sequential(OrderedDict((key, layers[key]) for key in names[at:end])),
@@ -127,7 +154,7 @@ def _torchvision_architecture(name: str) -> Architecture:
         )
     )
     prefix = nn.Sequential(OrderedDict((key, layers[key]) for key in names[:at]))
-    return Architecture(name, network, prefix, suffix, cut, _torchvision_preprocessing(name))
+    return prefix, suffix
 
 
 def _torchvision_weights(name: str) -> torchvision.models.WeightsEnum:
@@ -138,8 +165,12 @@ def _torchvision_weights(name: str) -> torchvision.models.WeightsEnum:
 
 def _torchvision_preprocessing(name: str) -> Preprocessing:
     recipe = _torchvision_weights(name).transforms()
-    red, green, blue = (255 * value for value in recipe.mean)
-    red_std, green_std, blue_std = (255 * value for value in recipe.std)
+    # Inception's weights are from another library: torchvision undoes ImageNet's normalisation in
+    # the network's own `forward`, which a trunk does not have.
+    is_inception = name == "inception_v3"
+    mean, std = ((0.5,) * 3, (0.5,) * 3) if is_inception else (recipe.mean, recipe.std)
+    red, green, blue = (255 * value for value in mean)
+    red_std, green_std, blue_std = (255 * value for value in std)
     return Preprocessing(
         size_px=recipe.crop_size[0],
         resize_px=recipe.resize_size[0],

@@ -152,7 +152,7 @@ class Engine:
 
     @cached_property
     def prefix_shape(self) -> tuple[int, ...]:
-        """Channels, height and width of a prefix map; none if the trunk gives none."""
+        """Of a prefix map: channels, height, width, or tokens, width; none if there is none."""
         outputs = {output.name: output.shape for output in self._session.get_outputs()}
         return tuple(outputs.get("prefix", [None])[1:])
 

@@ -51,7 +51,7 @@ def check_graph(bundle: Bundle, *, max_head_bytes: int, prefix_shape: tuple[int,
     """The head or tail is a graph of known operators with finite weights of its own.
 
     Args:
-        prefix_shape: Channels, height and width of the trunk's prefix maps, which a tail takes.
+        prefix_shape: Of the trunk's prefix maps, which a tail takes.
 
     Raises:
         GateError: too large, unreadable, or anything in it that is not needed.

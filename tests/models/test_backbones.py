@@ -6,8 +6,9 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
-from models.architectures import SMALL_NETS, TORCHVISION_CUTS
+from models.architectures import SMALL_NETS, TORCHVISION_CUTS, cut_network, find_architecture
 from models.backbones import BackboneError, backbone_names, build_backbone
 from models.folders import load_folder
 from models.smallnet import small32, small32_teacher
@@ -62,7 +63,94 @@ def copy_trunk(backbone: nn.Module, network: nn.Module, *, cut: str) -> None:
     assert not unexpected
 
 
-@pytest.mark.parametrize("name", ["resnet34", "resnet50", "efficientnet_b2"])
+@pytest.mark.parametrize("name", [name for name in TORCHVISION_CUTS if "vgg" in name])
+def test_vgg_is_cut_behind_its_fourth_pooling(name: str) -> None:
+    """Prefix and last stage are all of its layers, in order."""
+    with torch.device("meta"):
+        network = torchvision.models.get_model(name, weights=None)
+    prefix, suffix = cut_network(network, TORCHVISION_CUTS[name])
+    stage = suffix.get_submodule("stage")
+
+    layers = [*prefix.children(), *stage.children()]
+    assert all(
+        one is other
+        for one, other in zip(layers, network.get_submodule("features").children(), strict=True)
+    )
+    pools = [isinstance(layer, nn.MaxPool2d) for layer in layers]
+    assert sum(pools[: len(list(prefix.children()))]) == 4
+    assert isinstance(list(prefix.children())[-1], nn.MaxPool2d)
+    assert (sum(pools), pools[-1]) == (5, True)
+
+
+def test_inception_takes_pictures_as_its_own_forward_does() -> None:
+    """That undoes ImageNet's normalisation, for weights which came from another library."""
+    architecture, _ = find_architecture("inception_v3")
+    preprocessing, network = architecture.preprocessing, architecture.network
+    vars(network)["transform_input"] = True
+    images = pictures(20).permute(0, 3, 1, 2) / 255
+    imagenet = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, None, :, None, None]
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+
+    expected = vars(type(network))["_transform_input"](
+        network, (images - imagenet[0]) / imagenet[1]
+    )
+
+    torch.testing.assert_close((255 * images - mean) / std, expected)
+    assert (preprocessing.size_px, preprocessing.resize_px) == (299, 342)
+
+
+def test_inceptions_features_are_what_its_classifier_reads() -> None:
+    """Without the second classifier, which is for training only."""
+    architecture, _ = find_architecture("inception_v3")
+    network = architecture.network
+    network.register_module("fc", nn.Identity())
+    for module in network.modules():
+        # With the statistics that it starts with, random layers make values of a million.
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    images = pictures(96).permute(0, 3, 1, 2) / 128 - 1
+
+    with torch.no_grad():
+        architecture.suffix.train()(architecture.prefix.train()(images))
+        expected = network.eval()(images)
+        features = architecture.suffix.eval()(architecture.prefix.eval()(images))
+
+    torch.testing.assert_close(features, expected)
+    assert (features.shape, architecture.cut) == ((2, 2048), "Mixed_7a")
+    assert not any("AuxLogits" in key for key in architecture.suffix.state_dict())
+
+
+def test_a_transformer_is_cut_between_blocks() -> None:
+    """Prefix and suffix together are torchvision's network up to its classifier."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = VisionTransformer(32, 8, 4, num_heads=2, hidden_dim=16, mlp_dim=32).eval()
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, std=0.3)
+    prefix, suffix = cut_network(network, "encoder.layers.encoder_layer_3")
+    network.register_module("heads", nn.Identity())
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    with torch.no_grad():
+        tokens = prefix.eval()(images)
+        torch.testing.assert_close(suffix.eval()(tokens), network(images))
+
+    assert tokens.shape == (2, 17, 16)
+    assert len(list(suffix.get_submodule("blocks").children())) == 1
+
+
+@pytest.mark.parametrize("name", [name for name in TORCHVISION_CUTS if "vit" in name])
+def test_the_last_quarter_of_a_transformer_is_its_suffix(name: str) -> None:
+    """It has no stages."""
+    with torch.device("meta"):
+        network = torchvision.models.get_model(name, weights=None)
+    prefix, suffix = cut_network(network, TORCHVISION_CUTS[name])
+
+    depths = [len(list(part.get_submodule("blocks").children())) for part in (prefix, suffix)]
+    assert depths[0] == 3 * depths[1]
+
+
+@pytest.mark.parametrize("name", ["resnet34", "resnet50", "resnet152", "efficientnet_b2"])
 def test_larger_networks_are_cut_at_a_layer_that_they_have(name: str) -> None:
     """The declared cut is a submodule of torchvision's network."""
     with torch.device("meta"):
@@ -253,7 +341,7 @@ def test_a_reference_that_names_no_function_is_refused(reference: str, message: 
 
 def test_all_names_are_listed() -> None:
     """What help texts print."""
-    assert {"small32", "resnet50", "efficientnet_b7"} <= set(backbone_names())
+    assert {"small32", "resnet50", "efficientnet_b7", "vit_b_16"} <= set(backbone_names())
 
 
 @pytest.mark.slow

@@ -38,17 +38,20 @@ class Specialised:
 
 
 class SpecialisedTrunk:
-    """`small32` with random weights, exported, and bundles for it.
+    """A small backbone with random weights, exported, and bundles for it.
 
     Args:
         folder: Where the trunk is written.
+        backbone: None: `small32`.
     """
 
-    def __init__(self, folder: Path) -> None:
-        backbone, _ = build_backbone("small32", weights=None, allow_untrained=True)
-        self.backbone: Backbone = backbone
+    def __init__(self, folder: Path, backbone: Backbone | None = None) -> None:
+        small, _ = build_backbone("small32", weights=None, allow_untrained=True)
+        self.backbone = backbone or small
         pictures = torch.from_numpy(some_pictures(8, seed=0))
-        export_trunk(backbone, pictures, folder, provenance=provenance_of(command="test", seed=0))
+        export_trunk(
+            self.backbone, pictures, folder, provenance=provenance_of(command="test", seed=0)
+        )
         self.folder = folder
         self.manifest: TrunkManifest
         self.files: Mapping[str, bytes]
