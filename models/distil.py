@@ -140,16 +140,13 @@ def _metrics(
     metrics: dict[str, Estimate] = {}
     answers: list[Tensor] = []
     for head, lesson in zip(heads, lessons, strict=True):
-        for role, backbone, own_head in (
-            ("", student, head),
-            ("teacher_", lesson.backbone, lesson.head),
-        ):
-            for name in ("validation", "test"):
-                split = lesson.data.splits[name]
-                logits = logits_of(own_head, features_of(backbone, split, stage=name))
-                metrics[f"{lesson.data.name}/{role}{name}"] = accuracy(logits, split.labels)
-                if (role, name) == ("", "test"):
-                    answers.append(logits)
+        for name in ("validation", "test"):
+            split, where = lesson.data.splits[name], f"{lesson.data.name}/"
+            logits = logits_of(head, features_of(student, split, stage=name))
+            if name == "test":
+                answers.append(logits)
+            metrics[f"{where}{name}"] = accuracy(logits, split.labels)
+            metrics[f"{where}teacher_{name}"] = accuracy(lesson.answers_to(split), split.labels)
     return metrics, tuple(answers)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models.answers import Answer, Memory, features_and_maps
 from models.backbones import Backbone
 from models.batches import UNKNOWN, Batch
-from models.data import PictureData
+from models.data import PictureData, Split
 from models.fitting import (
     Score,
     follow_batch_statistics,
@@ -19,7 +19,7 @@ from models.fitting import (
     score,
 )
 from models.grids import as_grid, one_size
-from models.heads import Head, LinearHead, features_of
+from models.heads import EXTRACT_BATCH, Head, LinearHead, features_of
 from models.logistic import choose_logistic_head
 from models.losses import label_loss
 from models.methods import DistillationError, Hint, Method
@@ -41,6 +41,15 @@ class Lesson:
     labels: tuple[str, ...]
     data: PictureData
     memory: Memory = field(default_factory=Memory, repr=False, compare=False)
+
+    def answers_to(self, split: Split) -> Float[Tensor, "pictures num_classes"]:
+        """The teacher's logits for pictures as serving would decode them, on the CPU."""
+        batches = split.batches(self.backbone.preprocessing, batch_size=EXTRACT_BATCH)
+        answers = [
+            self.memory.ask(self.backbone, self.head, batch, with_maps=False, keep=True).logits
+            for batch in batches
+        ]
+        return torch.cat(answers).cpu() if answers else torch.zeros(0, len(self.labels))
 
     def __post_init__(self) -> None:
         if self.labels != self.data.labels:
