@@ -145,7 +145,7 @@ def check_rows(
     """Refuse what no head can be trained on.
 
     Raises:
-        HeadError: fewer than two classes, a class without a row, or features with NaN.
+        HeadError: fewer than two classes, a class without a row, or features with NaN or all alike.
     """
     if num_classes < 2:  # noqa: PLR2004
         raise HeadError(f"A head needs at least two classes; there is {num_classes}.")
@@ -154,6 +154,11 @@ def check_rows(
         raise HeadError(f"Class {empty[0]} has no picture to learn from; expected at least one.")
     if not bool(torch.isfinite(features).all()):
         raise HeadError("Features hold NaN or infinity; check the weights of the backbone.")
+    if torch.equal(features, features[:1].expand_as(features)):
+        raise HeadError(
+            "Every picture has the same features, so there is nothing to tell classes apart by; "
+            "check the weights of the backbone, and whether the pictures differ."
+        )
 
 
 def check_size(features: Float[Tensor, "rows num_features"]) -> None:

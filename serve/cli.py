@@ -23,6 +23,7 @@ from serve import (
     cli_audit,
     cli_keys,
     cli_learn,
+    cli_migrate,
     cli_predict,
     cli_rollout,
     cli_store,
@@ -62,6 +63,7 @@ cli_audit.add_to(app)
 cli_predict.add_to(app)
 cli_tokens.add_to(app)
 cli_watch.add_to(app)
+cli_migrate.add_to(app)
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ def test_the_evidence_is_that_of_a_gaussian_at_its_best_precisions(num_features:
 
     found = log_evidence(features, labels, num_classes=3)
 
-    # The fixed point nears the top in ever smaller steps, and stops when they are 1e-6 of the ratio.
+    # The fixed point nears the top in ever smaller steps; it stops when they are 1e-6 of the ratio.
     assert found == pytest.approx(np.mean(best) / 60, abs=1e-4)
 
 

@@ -14,6 +14,7 @@ from serve import (
     cli,
     cli_audit,
     cli_keys,
+    cli_migrate,
     cli_predict,
     cli_rollout,
     cli_task,
@@ -59,6 +60,17 @@ class Done:
 
 
 Run = Callable[..., Done]
+COMMANDS = (
+    cli,
+    cli_audit,
+    cli_keys,
+    cli_migrate,
+    cli_predict,
+    cli_rollout,
+    cli_task,
+    cli_tokens,
+    cli_watch,
+)
 
 
 @pytest.fixture
@@ -70,8 +82,7 @@ def run(
     """Runs a command against the fleet."""
 
     def run(*arguments: str) -> Done:
-        commands = (cli_audit, cli_keys, cli_predict, cli_rollout, cli_task, cli_tokens, cli_watch)
-        for module in (cli, *commands):
+        for module in COMMANDS:
             monkeypatch.setattr(module, "Client", connect)
         monkeypatch.setattr(sys, "argv", ["headstock", *arguments])
         monkeypatch.setattr(cli.out, "width", 200)
