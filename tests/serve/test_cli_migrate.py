@@ -17,6 +17,7 @@ from export.recipe import make_head
 from export.trunk import export_trunk
 from models.backbones import Backbone, build_backbone
 from models.digits import load_digit_task
+from models.head_kinds import HeadKind
 from serve.cli_migrate import Origin, origin_of
 from serve.client import Client
 from tests.serve.commands import Run
@@ -45,7 +46,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundles(small_trunk: SpecialisedTrunk, photos: Path) -> dict[str, Bundle]:
     """Heads as `headstock head` makes them: two of digits by a strategy each, one of the folder."""
-    asked = {"digits": ("digits", "cosine"), "loop": ("loop", "linear"), "light": (photos, "knn")}
+    asked: dict[str, tuple[str | Path, HeadKind]] = {
+        "digits": ("digits", "cosine"),
+        "loop": ("loop", "linear"),
+        "light": (photos, "knn"),
+    }
     made = {}
     for task, (source, strategy) in asked.items():
         command = f"headstock head {source} --trunk T --task {task} --out B --strategy={strategy}"
