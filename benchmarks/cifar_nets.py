@@ -45,19 +45,14 @@ def resnet20() -> Architecture:
     return _resnet("cifar_resnet20", num_blocks=3)
 
 
-def resnet20_half() -> Architecture:
-    """ResNet-20 on maps of half the side, from its stem on: a quarter of the work."""
-    return _resnet("cifar_resnet20_half", num_blocks=3, stride=2)
-
-
 def resnet56() -> Architecture:
     """Nine blocks a stage; 64 features."""
     return _resnet("cifar_resnet56", num_blocks=9)
 
 
-def _resnet(name: str, *, num_blocks: int, stride: int = 1) -> Architecture:
+def _resnet(name: str, *, num_blocks: int) -> Architecture:
     layers = OrderedDict[str, nn.Module](
-        conv1=nn.Conv2d(3, WIDTHS[0], 3, stride, 1, bias=False),
+        conv1=nn.Conv2d(3, WIDTHS[0], 3, 1, 1, bias=False),
         bn1=nn.BatchNorm2d(WIDTHS[0]),
     )
     in_channels = WIDTHS[0]
