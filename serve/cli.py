@@ -133,14 +133,14 @@ def serve(
                     progress=lambda step: status.update(f"starting: {step}"),
                 )
             )
-        is_over = asked_to_end()
+        wait_for_end = asked_to_end()
         if as_json:
             ready = {"url": service.url, "pid": os.getpid(), "start_seconds": service.step_seconds}
             sys.stdout.write(json.dumps(ready) + "\n")
             sys.stdout.flush()
         else:
             out.print(f"Ready at {service.url} (Ctrl-C ends it)")
-        is_over.wait()
+        wait_for_end()
         notes.print("stopping")
 
 

@@ -96,9 +96,9 @@ def run_demo(*, stay: bool, is_quiet: bool) -> Report:
         if not is_quiet:
             show(report)
         if stay:
-            is_over = asked_to_end()
+            wait_for_end = asked_to_end()
             console.print(f"The service stays up at {service.url}; Ctrl-C ends it.")
-            is_over.wait()
+            wait_for_end()
             console.print("stopping")
     return report
 

@@ -7,10 +7,10 @@ import os
 import shutil
 import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import httpx
@@ -237,16 +237,21 @@ class Service:
             self._progress(name)
 
 
-def asked_to_end() -> threading.Event:
-    """An event that SIGINT (Ctrl-C) and SIGTERM set from now on, in place of what they did.
+def asked_to_end() -> Callable[[], object]:
+    """Let SIGINT (Ctrl-C) and SIGTERM do nothing else, from now on, than end a wait.
 
     For when the service is up: Ray sets handlers of its own while it starts, and a start that is
     interrupted ends by the exception that they raise.
+
+    Returns:
+        Waits for the first of them.
     """
-    is_over = threading.Event()
+    # Not an event: its lock is not reentrant, and a second signal (`uv run` hands on a Ctrl-C that
+    # the terminal has already sent) would wait in its handler for the one that it interrupts.
+    asked = SimpleQueue[int]()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: is_over.set())
-    return is_over
+        signal.signal(number, lambda number, _: asked.put(number))
+    return asked.get
 
 
 def _log_of_ray(data: dict[str, Any], ignore_prefix: bool) -> None:  # noqa: FBT001, ARG001
