@@ -42,7 +42,7 @@ def test_fewer_pictures_than_neighbours_all_vote() -> None:
 
 def test_more_pictures_than_a_head_may_keep_are_refused() -> None:
     """With what to train instead."""
-    rows = torch.zeros(MAX_KEPT_BYTES // 4096 + 1, 1024)
+    rows = torch.rand(MAX_KEPT_BYTES // 4096 + 1, 1024)
 
     with pytest.raises(HeadError, match="4097 of them take 16 MiB, at most 16 are allowed"):
         neighbours_head(rows, torch.arange(4097) % 2, num_classes=2, num_neighbours=5)

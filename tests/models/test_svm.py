@@ -63,7 +63,7 @@ def test_rows_that_no_machine_needs_are_not_kept() -> None:
 
 def test_more_pictures_than_a_head_may_keep_are_refused_before_anything_is_fitted() -> None:
     """With what to train instead."""
-    rows = torch.zeros(MAX_KEPT_BYTES // 4096 + 1, 1024)
+    rows = torch.rand(MAX_KEPT_BYTES // 4096 + 1, 1024)
     labels = torch.arange(len(rows)) % 2
 
     with pytest.raises(HeadError, match=r"at most 16 are allowed. Train a linear, linear_svm or"):
